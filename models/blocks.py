@@ -1,0 +1,180 @@
+"""The blocks that the UNet and the autoencoder are made of. Parameter names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.attention import attention
+from kernels.geglu import geglu
+from kernels.group_norm_silu import group_norm_silu
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions behind GroupNorm and SiLU, with a residual; the time embedding is added between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, time_dim: int = 0) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, out_channels) if time_dim else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x [B, Cin, H, W], time [B, time_dim] after its SiLU -> [B, Cout, H, W]."""
+        h = self.conv1(_norm_silu(self.norm1, x))
+        if self.time_emb_proj is not None:
+            if time is None:
+                raise ValueError("this block needs a time embedding. This is a bug.")
+            h = h + self.time_emb_proj(time)[:, :, None, None]
+        h = self.conv2(_norm_silu(self.norm2, h))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention over tokens; self-attention when no context is given."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_dim or channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x [B, M, C], context [B, N, context_dim] -> [B, M, C]."""
+        source = x if context is None else context
+        return self.to_out[0](attention(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
+
+
+class GEGLU(nn.Module):
+    """Linear projection to twice the width, then the gated GELU."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., inner]."""
+        return geglu(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """GEGLU feed-forward of four times the width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The published names count a dropout between the two layers.
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each behind LayerNorm and with a residual."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, context_dim)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [B, M, C], context [B, N, context_dim] -> [B, M, C]."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map (Rombach et al. 2022, appendix E.2.1; linear projections
+    as in SDXL)."""
+
+    def __init__(self, channels: int, heads: int, depth: int, context_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context_dim) for _ in range(depth)])
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [B, C, H, W], context [B, N, context_dim] -> [B, C, H, W]."""
+        batch, channels, height, width = x.shape
+        h = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(h)
+        return x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided 3x3 convolution.
+
+    The UNet pads by one on every side; the autoencoder (``asymmetric``) only on the right and bottom.
+    """
+
+    def __init__(self, channels: int, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between them, over Fourier features."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, out_features)
+        self.linear_2 = nn.Linear(out_features, out_features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, in_features] -> [B, out_features]."""
+        return self.linear_2(F.silu(self.linear_1(features)))
+
+
+def fourier_features(values: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features, cosines first (Ho et al. 2020; the published networks' order).
+
+    Args:
+        values: [...], any real dtype.
+        dim: number of features, even.
+
+    Returns:
+        [..., dim] fp32 (fp64 for fp64 values).
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    exponent = torch.arange(dim // 2, dtype=values.dtype, device=values.device)
+    angles = values[..., None] * torch.exp(-math.log(10000.0) * exponent / (dim // 2))
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+def _norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)

@@ -1,0 +1,122 @@
+"""Train the text-to-image model in the autoencoder's latents: UNet and text towers together, v-prediction on a
+schedule with zero terminal SNR (Rombach et al. 2022; Salimans and Ho 2022; Lin et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.conditioner import SDXLConditioner, size_features
+from models.schedule import Schedule
+from models.spec import UNetSpec
+from models.training.artwork import Drawings
+from models.training.autoencoder import on_white
+from models.training.concepts import CAPTION_STYLES, Concept, random_caption
+from models.training.loop import Recipe, train
+from models.unet import UNet
+from models.vae import VAE
+
+UNET_CONFIG = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "in_channels": 8,
+    "out_channels": 8,
+    "block_out_channels": [96, 160],
+    "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "transformer_layers_per_block": [1, 1],
+    "attention_head_dim": [3, 5],
+    "cross_attention_dim": 192,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 16,
+    "projection_class_embeddings_input_dim": 192,
+    "norm_num_groups": 16,
+}
+SCHEDULER_CONFIG = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+RECIPE = Recipe(steps=9_000, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.5)
+BATCH = 48
+CAPTION_DROPOUT = 0.1
+
+
+class TextToImageNetworks(nn.Module):
+    """All that is trained together."""
+
+    def __init__(self, unet: UNet, conditioner: SDXLConditioner) -> None:
+        super().__init__()
+        self.unet = unet
+        self.towers = nn.ModuleList(conditioner.towers)
+
+
+class Examples:
+    """Captioned latents, resident on one device."""
+
+    def __init__(self, drawings: Drawings, concepts: Sequence[Concept], vae: VAE) -> None:
+        chosen = drawings.select([c.slug for c in concepts], CAPTION_STYLES)
+        by_slug = {concept.slug: concept for concept in concepts}
+        self.captioned = [
+            (by_slug[drawings.slugs[c]], drawings.styles[s]) for c, s in zip(chosen.concept, chosen.style, strict=True)
+        ]
+        pictures = on_white(torch.from_numpy(np.ascontiguousarray(chosen.pixels.transpose(0, 3, 1, 2))))
+        with torch.inference_mode():
+            moments = [vae.moments(chunk) for chunk in pictures.split(32)]
+        self.mean = torch.cat([mean for mean, _ in moments]).clone() * vae.spec.scaling_factor
+        self.std = torch.cat([torch.exp(0.5 * lv) for _, lv in moments]).clone() * vae.spec.scaling_factor
+        self.size = pictures.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """``count`` random latents [count, C, h, w], sampled from their posteriors, and a caption for each."""
+        picked = torch.randint(len(self), (count,), generator=generator)
+        noise = torch.randn(self.mean[picked].shape, generator=generator)
+        words = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        texts = [random_caption(*self.captioned[i], words) for i in picked.tolist()]
+        return self.mean[picked] + self.std[picked] * noise, texts
+
+
+def train_diffusion(
+    examples: Examples, conditioner: SDXLConditioner, checkpoint: Path, recipe: Recipe = RECIPE
+) -> TextToImageNetworks:
+    """Train, or resume, and return the averaged networks."""
+    torch.manual_seed(recipe.seed)
+    unet = UNet(UNetSpec.from_config(UNET_CONFIG)).to(memory_format=torch.channels_last)
+    networks = TextToImageNetworks(unet, conditioner)
+    abar = torch.tensor(Schedule.from_config(SCHEDULER_CONFIG).alphas_cumprod)
+    sizes = size_features(examples.size, examples.size, unet.spec.time_id_dim)
+
+    def loss(_step: int, generator: torch.Generator) -> Tensor:
+        latents, texts = examples.draw(BATCH, generator)
+        ids = [conditioner.tokenize(texts, tower) for tower in (0, 1)]
+        kept = (torch.rand(BATCH, generator=generator) >= CAPTION_DROPOUT).float()
+        times = torch.randint(len(abar), (BATCH,), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        alpha, sigma = (abar[times] ** 0.5)[:, None, None, None], ((1 - abar[times]) ** 0.5)[:, None, None, None]
+        with torch.autocast(latents.device.type, torch.bfloat16):
+            context, pooled = conditioner.encode_tokens(ids)
+            context, pooled = context * kept[:, None, None], pooled * kept[:, None]
+            vector = torch.cat([pooled, sizes.expand(BATCH, -1)], dim=1)
+            noisy = (alpha * latents + sigma * noise).contiguous(memory_format=torch.channels_last)
+            v = unet(noisy, times.float(), context, vector)
+        return (v.float() - (alpha * noise - sigma * latents)).square().mean()
+
+    return train(networks, loss, recipe, checkpoint)  # type: ignore[return-value]

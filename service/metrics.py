@@ -1,0 +1,141 @@
+"""Every Prometheus metric, in base units and with bounded labels.
+
+API and worker are two processes behind one ``/metrics``. The worker writes its exposition to a file, at once and
+whole, and the API merges it with its own. The multiprocess mode of prometheus-client would do the same with one
+memory-mapped file a process and metric type, but wants an environment variable set before its first import, leaves
+files behind for every worker that ever died, and gives up custom collectors (so no memory and CPU of the process).
+The price of the file: up to a second of a killed worker's counts is lost, and a new worker counts from zero, which
+Prometheus' ``rate`` and ``increase`` take for the restart that it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, write_to_textfile
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+logger = logging.getLogger(__name__)
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+"""From one step of a small network to a long video."""
+LANES = (1, 2, 4, 8, 16)
+"""The ladder of batch sizes."""
+
+
+def _jobs_total(registry: CollectorRegistry) -> Counter:
+    # One family in both processes: the worker counts completed and failed, the API cancelled. None is counted twice.
+    return Counter(
+        "darkroom_jobs_total",
+        "Jobs that ended, by outcome (completed, failed, cancelled) and reason (the error's code, client, disconnect)",
+        ["outcome", "reason"],
+        registry=registry,
+    )
+
+
+class ApiMetrics:
+    """What the API process counts."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        ProcessCollector(namespace="darkroom_api", registry=registry)
+        self.requests = Counter(
+            "darkroom_requests_total", "HTTP requests answered", ["endpoint", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "darkroom_request_seconds",
+            "From the first byte of a request to the last of its answer",
+            ["endpoint"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.jobs = _jobs_total(registry)
+        self.queue_depth = Gauge("darkroom_queue_depth", "Jobs waiting for a worker", registry=registry)
+        self.running = Gauge("darkroom_jobs_running", "Jobs claimed by a worker", registry=registry)
+        self.oldest_queued_age = Gauge(
+            "darkroom_oldest_queued_age_seconds", "Age of the job that waits longest, 0 for none", registry=registry
+        )
+        self.reaped = Counter(
+            "darkroom_jobs_reaped_total",
+            "Jobs taken back from a worker that died or fell silent: queued again, or failed after the last attempt",
+            registry=registry,
+        )
+        self.worker_up = Gauge("darkroom_worker_up", "Whether the supervised worker is alive", registry=registry)
+        self.worker_restarts = Counter(
+            "darkroom_worker_restarts_total", "Worker processes started after another had died", registry=registry
+        )
+
+    def exposition(self, worker_file: Path) -> bytes:
+        """The text of both processes, each family once."""
+        return generate_latest(_Merged(self.registry, _read_families(worker_file)))
+
+
+class WorkerMetrics:
+    """What the worker process counts. Stages are encode, denoise (one step of one batch), decode and media."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        ProcessCollector(namespace="darkroom_worker", registry=registry)
+        self.jobs = _jobs_total(registry)
+        self.job_seconds = Histogram(
+            "darkroom_job_seconds", "From the first claim of a job to its end", buckets=SECONDS, registry=registry
+        )
+        self.queue_wait_seconds = Histogram(
+            "darkroom_queue_wait_seconds", "From submission to the first claim", buckets=SECONDS, registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "darkroom_stage_seconds", "One batch through one stage", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self.batch_lanes = Histogram(
+            "darkroom_batch_lanes", "Lanes of a batch, without padding", ["stage"], buckets=LANES, registry=registry
+        )
+        self.padded_lanes = Counter(
+            "darkroom_padded_lanes_total", "Lanes computed only to fill a batch", ["stage"], registry=registry
+        )
+        self.steps = Counter(
+            "darkroom_steps_total",
+            "Steps of pictures: useful ones went into a result, wasted ones into a job that was cancelled, failed or "
+            "begun again",
+            ["use"],
+            registry=registry,
+        )
+        self.model_load_seconds = Histogram(
+            "darkroom_model_load_seconds", "Time to make a model ready to run", buckets=SECONDS, registry=registry
+        )
+
+    def write(self, path: Path) -> None:
+        """Leave the exposition for the API, replacing the file at once. Call it about once a second."""
+        write_to_textfile(str(path), self.registry)
+
+
+class _Merged(Collector):
+    """Families of a registry together with others: one family a name, for the format allows no second."""
+
+    def __init__(self, registry: CollectorRegistry, others: Iterable[Metric]) -> None:
+        self._registry = registry
+        self._others = others
+
+    def collect(self) -> Iterable[Metric]:
+        families = {family.name: family for family in self._registry.collect()}
+        for other in self._others:
+            known = families.setdefault(other.name, other)
+            if known is not other:
+                known.samples.extend(other.samples)
+        for family in families.values():
+            # Creation times double the number of series and the text format has no place for them.
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        return [family for family in families.values() if family.samples or not family.name.endswith("_created")]
+
+
+def _read_families(path: Path) -> list[Metric]:
+    try:
+        return list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        logger.warning("worker metrics cannot be read", extra={"path": str(path)})
+        return []

@@ -1,0 +1,261 @@
+"""The worker: claim jobs, advance everything in flight one batch at a time, hand finished pictures over."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.spec import ModelSpec
+from service.jobs.artifacts import ArtifactStore
+from service.jobs.bus import Bus, Event
+from service.jobs.job import Lease, TextToImage
+from service.jobs.sqlite import SQLiteStore
+from service.jobs.store import JobStore
+from service.metrics import WorkerMetrics
+from service.settings import Settings, installed_models, worker_name
+from service.status import WorkerStatus
+from service.worker.batch import BatchKey, Limits, Stage, next_batch
+from service.worker.cost import CostTable
+from service.worker.finish import Finisher
+from service.worker.flight import ActiveJob, Flight, Seat
+from service.worker.residency import LoadedModel, Residency, load_model
+from service.worker.runner import Picture, Runner
+
+logger = logging.getLogger(__name__)
+
+MAX_PICTURES = 64
+"""Pictures in flight; more stay in the queue, where another worker can take them."""
+IDLE_WAIT_S = 0.25
+CLAIM_EVERY_S = 1.0
+"""Looks into the store without having been told of a job: the bus is lossy."""
+RENEW_EVERY_S = 1.0
+"""Also how long a cancellation stays unnoticed when its event was lost."""
+PROGRESS_EVERY_S = 0.25
+METRICS_EVERY_S = 1.0
+
+
+class Worker:
+    """The loop of one device. Everything but media encoding and model loading happens on the thread that runs it."""
+
+    def __init__(
+        self,
+        name: str,
+        store: JobStore,
+        bus: Bus,
+        artifacts: ArtifactStore,
+        residency: Residency,
+        metrics: WorkerMetrics,
+        lease_s: float,
+    ) -> None:
+        self.stopping = False
+        self._name, self._store, self._bus, self._residency = name, store, bus, residency
+        self._metrics, self._lease_s = metrics, lease_s
+        self._runner, self._costs, self._limits = Runner(), CostTable(), Limits()
+        self._finisher = Finisher(store, bus, artifacts, metrics)
+        self._flight = Flight()
+        self._loading: list[tuple[ActiveJob, Future[LoadedModel]]] = []
+        self._told = True  # of new jobs
+        self._claimed_at = self._renewed_at = 0.0
+
+    def close(self) -> None:
+        """Write what is finished and give the rest back to the queue."""
+        self._finisher.close()
+        self._store.reap(self._name)
+
+    def tick(self) -> None:
+        """Listen, claim, run one batch."""
+        self._listen(0.0 if len(self._flight) else IDLE_WAIT_S)
+        self._flight.forget_ended()
+        self._renew()
+        self._claim()
+        self._board_loaded()
+        batch = next_batch(self._flight.items(), self._costs, self._limits, time.time())
+        if batch is not None:
+            self._run(batch.key, batch.rows)
+
+    def warm_up(self, model: str) -> None:
+        """Load a model and run one pass of every batch size, so that the first request meets nothing new."""
+        loaded = self._residency.request(model).result()
+        spec, numerics = loaded.model.spec, loaded.strict
+        width, height = spec.sizes[0]
+        request = TextToImage(
+            model=model,
+            prompt="",
+            width=width,
+            height=height,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            scheduler=spec.solver,
+            seed=0,
+        )
+        for lanes in (1, 2, 4, 8, 16):
+            if lanes > numerics.max_lanes:
+                break
+            pictures = [Picture(request, seed, 0.0, loaded, numerics) for seed in range(lanes)]
+            self._runner.encode(pictures)
+            key = pictures[0].key
+            began = time.perf_counter()
+            self._stage(key, pictures)
+            self._costs.measured(key, lanes, time.perf_counter() - began)
+
+    def _listen(self, timeout_s: float) -> None:
+        for event in self._bus.receive(timeout_s):
+            if event.type == "submitted":
+                self._told = True
+            elif event.type == "cancelled" and event.job is not None:
+                self._drop(event.job)
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        leases = {job.lease.id: job for job in self._held()}
+        if now - self._renewed_at < RENEW_EVERY_S or not leases:
+            return
+        self._renewed_at = now
+        held = self._store.renew(list(leases), self._lease_s)
+        for lease_id, job in leases.items():
+            if lease_id not in held and not job.ended:
+                self._drop(job.id)
+
+    def _held(self) -> list[ActiveJob]:
+        return [*self._flight.jobs.values(), *(job for job, _ in self._loading)]
+
+    def _claim(self) -> None:
+        now, room = time.monotonic(), MAX_PICTURES - len(self._flight) - len(self._loading)
+        if room <= 0 or not (self._told or now - self._claimed_at > CLAIM_EVERY_S):
+            return
+        self._claimed_at = now
+        leases = self._store.claim(self._name, room, self._lease_s)
+        self._told = len(leases) == room
+        for lease in leases:
+            self._accept(lease)
+
+    def _accept(self, lease: Lease) -> None:
+        job, record = ActiveJob(lease), lease.job
+        if record.attempts <= 1 and record.started_at is not None:
+            self._metrics.queue_wait_seconds.observe(max(0.0, record.started_at - record.created_at))
+        try:
+            self._loading.append((job, self._residency.request(record.request.model)))
+        except KeyError:
+            self._finisher.fail(job, "model_not_found", f"model {record.request.model!r} is not installed here")
+
+    def _board_loaded(self) -> None:
+        """Move the jobs whose model is loaded into the flight."""
+        waiting, self._loading = self._loading, []
+        for job, future in waiting:
+            if not future.done():
+                self._loading.append((job, future))
+            elif (error := future.exception()) is not None:
+                self._finisher.fail(job, "model_load_failed", str(error))
+            else:
+                self._flight.board(job, _pictures(job.lease, future.result()))
+
+    def _run(self, key: BatchKey, rows: Sequence[int]) -> None:
+        """Run a batch. When it raises, its halves are tried apart, so that only what fails alone is failed."""
+        seats = self._flight.seats(rows)
+        lanes = sum(seat.picture.item(0).lanes for seat in seats)
+        began = time.perf_counter()
+        try:
+            outputs = self._stage(key, [seat.picture for seat in seats])
+        except Exception as error:
+            self._split(key, rows, error)
+            return
+        self._measured(key, lanes, seats, time.perf_counter() - began)
+        if key.stage is Stage.DECODE:
+            for row, seat, pixels in zip(rows, seats, outputs, strict=True):
+                self._flight.leave(row)
+                self._finisher.finish(seat, pixels)
+        elif key.stage is Stage.DENOISE:
+            self._report(seats)
+
+    def _stage(self, key: BatchKey, pictures: Sequence[Picture]) -> Sequence[NDArray[np.uint8]]:
+        if key.stage is Stage.ENCODE:
+            self._runner.encode(pictures)
+        elif key.stage is Stage.DENOISE:
+            self._runner.denoise(pictures, key.network)
+        else:
+            return self._runner.decode(pictures)
+        return ()
+
+    def _split(self, key: BatchKey, rows: Sequence[int], error: Exception) -> None:
+        if len(rows) > 1:
+            logger.warning("batch failed and is split", extra={"stage": key.stage, "rows": len(rows)}, exc_info=error)
+            half = len(rows) // 2
+            self._run(key, rows[:half])
+            self._run(key, rows[half:])
+            return
+        for seat in self._flight.seats(rows):
+            logger.error("picture failed", extra={"stage": key.stage, "job": seat.job.id}, exc_info=error)
+            self._drop(seat.job.id)
+            self._finisher.fail(seat.job, f"{key.stage}_failed", f"{type(error).__name__}: {error}")
+
+    def _measured(self, key: BatchKey, lanes: int, seats: Sequence[Seat], seconds: float) -> None:
+        self._costs.measured(key, lanes, seconds)
+        self._metrics.stage_seconds.labels(key.stage).observe(seconds)
+        self._metrics.batch_lanes.labels(key.stage).observe(lanes)
+        padding = seats[0].picture.numerics.padded_lanes - lanes if key.stage is Stage.DENOISE else 0
+        self._metrics.padded_lanes.labels(key.stage).inc(max(0, padding))
+
+    def _report(self, seats: Sequence[Seat]) -> None:
+        now = time.time()
+        for job in {seat.job.id: seat.job for seat in seats}.values():
+            if now - job.reported_at >= PROGRESS_EVERY_S:
+                job.reported_at = now
+                self._bus.publish(Event("progress", job.id, *self._flight.steps(job)))
+
+    def _drop(self, job_id: str) -> None:
+        """Forget a job that was cancelled, lost or failed."""
+        self._loading = [(job, future) for job, future in self._loading if job.id != job_id]
+        rows = [picture.row for picture in self._flight.drop(job_id)]
+        self._metrics.steps.labels("wasted").inc(sum(row.line for row in rows if row is not None))
+
+
+def _pictures(lease: Lease, loaded: LoadedModel) -> list[Picture]:
+    request = lease.job.request
+    numerics = loaded.numerics(request.deterministic)
+    return [Picture(request, request.seed + i, lease.job.created_at, loaded, numerics) for i in range(request.n)]
+
+
+def run_worker(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Ready when the default model is loaded and warm."""
+    torch.set_num_threads(settings.threads)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    store, bus = SQLiteStore(settings.store_path, settings.max_queued), Bus(settings.bus_path)
+    specs, metrics, pid = installed_models(settings), WorkerMetrics(), os.getpid()
+
+    def load(spec: ModelSpec) -> LoadedModel:
+        with metrics.model_load_seconds.time():
+            return load_model(spec, settings)
+
+    residency = Residency(specs, load)
+    artifacts = ArtifactStore(settings.artifacts_path)
+    worker = Worker(worker_name(pid), store, bus, artifacts, residency, metrics, settings.lease_s)
+
+    def stop(*_: object) -> None:
+        worker.stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    WorkerStatus(pid=pid, state="starting").write(settings.worker_status_path)
+    if specs:
+        worker.warm_up(next(iter(specs)))
+    WorkerStatus(pid=pid, state="ready", models=residency.resident).write(settings.worker_status_path)
+    logger.info("worker ready", extra={"models": residency.resident})
+    written_at = 0.0
+    while not worker.stopping:
+        worker.tick()
+        if time.monotonic() - written_at > METRICS_EVERY_S:
+            metrics.write(settings.worker_metrics_path)
+            written_at = time.monotonic()
+    worker.close()
+    WorkerStatus(pid=pid, state="stopping").write(settings.worker_status_path)
+    residency.close()
+    bus.close()
+    store.close()

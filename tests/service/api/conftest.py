@@ -1,0 +1,167 @@
+"""A real server on a free port with a stand-in for the worker: it claims from the real store and paints squares."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from openai import OpenAI
+from PIL import Image
+
+from models.spec import ModelSpec, find_models
+from service.api.app import create_app
+from service.jobs.artifacts import ArtifactStore
+from service.jobs.bus import Bus, Event
+from service.jobs.job import JobError, Lease, Result
+from service.jobs.sqlite import SQLiteStore
+from service.settings import Settings
+
+
+@dataclass
+class Painter:
+    """Claims jobs and paints one square a picture, its colour from the seed. Tests hold it back or make it fail."""
+
+    settings: Settings
+    gate: threading.Event = field(default_factory=threading.Event)
+    """Cleared: jobs are claimed and reported half done, and not finished."""
+    paused: threading.Event = field(default_factory=threading.Event)
+    """Set: nothing is claimed."""
+    error: JobError | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    heard: list[tuple[str, str | None]] = field(default_factory=list)
+    """Type and job of every event of the API."""
+
+    def run(self) -> None:
+        self.store = SQLiteStore(self.settings.store_path)
+        self.bus = Bus(self.settings.bus_path)
+        self.artifacts = ArtifactStore(self.settings.artifacts_path)
+        held: list[Lease] = []
+        while not self.stopping.is_set():
+            self.heard += [(event.type, event.job) for event in self.bus.receive(0.02)]
+            if not self.paused.is_set():
+                held += self.store.claim("painter", 8, 30.0)
+            if self.gate.is_set():
+                for lease in held:
+                    self._finish(lease)
+                held.clear()
+            for lease in held:
+                steps = lease.job.request.num_inference_steps
+                self.bus.publish(Event(type="progress", job=lease.job.id, step=steps // 2, steps=steps))
+        self.bus.close()
+        self.store.close()
+
+    def _finish(self, lease: Lease) -> None:
+        request = lease.job.request
+        if self.error is not None:
+            self.store.fail(lease.id, self.error)
+        else:
+            results = []
+            for seed in range(request.seed, request.seed + request.n):
+                file = io.BytesIO()
+                Image.new("RGB", (8, 8), (seed % 256, 0, 0)).save(file, request.output_format)
+                sha256 = self.artifacts.put(file.getvalue())
+                media_type = f"image/{request.output_format}"
+                results.append(Result(content_sha256=sha256, media_type=media_type, seed=seed, numerics_id="n1"))
+            self.store.complete(lease.id, results)
+        self.bus.publish(Event(type="finished", job=lease.job.id))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and what a test needs of it."""
+
+    url: str
+    settings: Settings
+    store: SQLiteStore
+    painter: Painter
+    http: httpx.Client
+    openai: OpenAI
+
+    def ready(self, state: str = "ready", pid: int | None = None) -> None:
+        """Write what a worker would."""
+        status = {"pid": pid or os.getpid(), "state": state, "models": ["tiny"]}
+        self.settings.worker_status_path.write_text(json.dumps(status))
+
+    def until(self, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        """Wait until something holds."""
+        end = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < end, "it never came to hold"
+            time.sleep(0.01)
+
+
+def write_model(folder: Path) -> None:
+    """The files of a model folder that a spec is read from."""
+    files = {
+        "model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
+        "unet/config.json": {"sample_size": 32},
+        "vae/config.json": {"block_out_channels": [8, 16]},
+        "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler"},
+        "darkroom.json": {"sizes": [[64, 64], [64, 32]], "steps": 10, "guidance": 4.0},
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
+    """Two tiny models; the first is the default."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "tiny")
+    write_model(folder / "tiny-two")
+    return find_models(folder)
+
+
+@pytest.fixture
+def server(tmp_path: Path, models: dict[str, ModelSpec]) -> Iterator[Server]:
+    """A server of this test's own, whose painter works at once."""
+    settings = Settings(data=tmp_path / "data", max_queued=5, sync_timeout_s=20)
+    yield from run_server(settings, models)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, models: dict[str, ModelSpec]) -> Iterator[Server]:
+    """One server for the tests that do not mind each other."""
+    yield from run_server(Settings(data=tmp_path_factory.mktemp("shared") / "data", max_queued=100_000), models)
+
+
+def run_server(settings: Settings, models: dict[str, ModelSpec]) -> Iterator[Server]:
+    """A real uvicorn in a thread."""
+    settings.data.mkdir(parents=True)
+    store = SQLiteStore(settings.store_path, max_queued=settings.max_queued)
+    bus = Bus(settings.bus_path)
+    app = create_app(settings, store, bus, ArtifactStore(settings.artifacts_path), models)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("a secret detail")
+
+    uv = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    painter = Painter(settings)
+    painter.gate.set()
+    threads = [threading.Thread(target=uv.run), threading.Thread(target=painter.run)]
+    for thread in threads:
+        thread.start()
+    while not uv.started:
+        time.sleep(0.005)
+    url = f"http://127.0.0.1:{uv.servers[0].sockets[0].getsockname()[1]}"
+    with httpx.Client(base_url=url, timeout=20) as http, OpenAI(base_url=f"{url}/v1", api_key="none") as openai:
+        yield Server(url, settings, store, painter, http, openai)
+    painter.stopping.set()
+    uv.should_exit = True
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    bus.close()
+    store.close()

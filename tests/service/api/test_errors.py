@@ -1,0 +1,55 @@
+"""Whatever goes wrong, the answer is the same envelope."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.service.api.conftest import Server
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("PUT", "/v1/jobs", 405, "method_not_allowed"),
+        ("GET", "/v1/images/generations", 405, "method_not_allowed"),
+        ("GET", "/broken", 500, "internal_error"),
+    ],
+)
+def test_every_error_is_an_envelope(shared: Server, method: str, path: str, status: int, code: str) -> None:
+    answer = shared.http.request(method, path)
+    assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "code", "param"}
+    assert answer.json()["error"]["code"] == code and "secret" not in answer.text
+
+
+BODIES = [
+    (b"", 400),
+    (b"{", 400),
+    (b"\xff\xfe", 400),
+    (b"[]", 400),
+    (b"null", 400),
+    (b'"prompt"', 400),
+    (b"[" * 100_000, 400),
+    (b'{"prompt": ' + b"9" * 5000 + b"}", 400),
+    (b'{"prompt": "\\ud800"}', 400),
+    (b'{"prompt": "x", "\\ud800": 1}', 400),
+    (b'{"prompt": "x", "guidance_scale": NaN}', 400),
+    (b'{"prompt": "x", "guidance_scale": Infinity}', 400),
+    (b'{"prompt": "x", "guidance_scale": 1e999}', 400),
+    (b'{"prompt": ["x"]}', 400),
+    (b'{"prompt": "x", "model": {}}', 400),
+    (b'{"prompt": "' + b"x" * 2_000_000 + b'"}', 413),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/images/generations"])
+@pytest.mark.parametrize(("body", "status"), BODIES)
+def test_hostile_bodies(shared: Server, path: str, body: bytes, status: int) -> None:
+    answer = shared.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_json_needs_its_content_type(shared: Server) -> None:
+    answer = shared.http.post("/v1/jobs", content=b'{"prompt": "x"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]

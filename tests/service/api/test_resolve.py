@@ -1,0 +1,40 @@
+"""From the wire to a job, without a server."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.spec import ModelSpec
+from service.api.resolve import find_model, resolve
+from service.api.schema import JobRequest
+from service.errors import InvalidRequest, UnknownModel
+
+
+def test_a_missing_seed_is_random_but_not_under_a_key(models: dict[str, ModelSpec]) -> None:
+    body = JobRequest(prompt="x")
+    assert len({resolve(body, models).seed for _ in range(20)}) > 15
+    assert resolve(body, models, "key") == resolve(body, models, "key") != resolve(body, models, "other")
+    assert 0 <= resolve(body, models, "key").seed < 2**32
+
+
+def test_seed_zero_is_a_seed(models: dict[str, ModelSpec]) -> None:
+    assert resolve(JobRequest(prompt="x", seed=0), models).seed == 0
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "DPMSolverMultistepScheduler"])
+def test_schedulers_have_two_names(models: dict[str, ModelSpec], name: str) -> None:
+    assert resolve(JobRequest(prompt="x", scheduler=name), models).scheduler == "dpm++2m"
+
+
+def test_sizes(models: dict[str, ModelSpec]) -> None:
+    for size, expected in ((None, (64, 64)), ("auto", (64, 64)), ("64x32", (64, 32))):
+        request = resolve(JobRequest(prompt="x", size=size), models)
+        assert (request.width, request.height) == expected
+    for size in ("32x64", "64X64", " 64x64", "064x64x", "", "x", "1e2x64"):
+        with pytest.raises(InvalidRequest, match="64x64, 64x32"):
+            resolve(JobRequest(prompt="x", size=size), models)
+
+
+def test_no_model_at_all() -> None:
+    with pytest.raises(UnknownModel, match="installed: none"):
+        find_model(None, {})
