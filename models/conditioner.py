@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.blocks import fourier_features
 from models.spec import UNetSpec
@@ -28,7 +28,7 @@ class SDXLConditioner:
 
     def __init__(
         self,
-        tokenizers: tuple[CLIPTokenizerFast, CLIPTokenizerFast],
+        tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
         towers: tuple[CLIPTextModel, CLIPTextModelWithProjection],
         time_id_dim: int,
         zeros_for_empty: bool,
@@ -41,10 +41,10 @@ class SDXLConditioner:
     @classmethod
     def load(cls, folder: Path, unet: UNetSpec, zeros_for_empty: bool = True) -> SDXLConditioner:
         """Read ``text_encoder``, ``text_encoder_2`` and their tokenizers from a diffusers folder, in fp32."""
-        tokenizers = tuple(CLIPTokenizerFast.from_pretrained(folder / f"tokenizer{n}") for n in ("", "_2"))
+        tokenizers = tuple(CLIPTokenizer.from_pretrained(folder / f"tokenizer{n}") for n in ("", "_2"))
         first = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
         second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32).eval()
-        return cls(tokenizers, (first, second), unet.time_id_dim, zeros_for_empty)  # type: ignore[arg-type]
+        return cls(tokenizers, (first, second), unet.time_id_dim, zeros_for_empty)
 
     @torch.inference_mode()
     def encode(self, prompt: str, width: int, height: int) -> Condition:
@@ -87,8 +87,3 @@ def size_features(width: int, height: int, dim: int) -> Tensor:
     height and width."""
     sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
     return fourier_features(sizes, dim).flatten()
-
-
-def text_towers(conditioner: SDXLConditioner) -> nn.ModuleList:
-    """Both towers as one module, for training and for counting."""
-    return nn.ModuleList(conditioner.towers)

@@ -95,10 +95,12 @@ class UNetSpec:
         depth = _per_level(config.get("transformer_layers_per_block", 1), len(channels))
         # The published key is called attention_head_dim but holds the number of heads.
         heads = _per_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8), len(channels))
-        has_attention = [name == "CrossAttnDownBlock2D" for name in config["down_block_types"]]
-        mirrored = [name == "CrossAttnUpBlock2D" for name in config["up_block_types"]]
+        has_attention = _attention_levels(config, "down_block_types", "CrossAttnDownBlock2D", "DownBlock2D")
+        mirrored = _attention_levels(config, "up_block_types", "CrossAttnUpBlock2D", "UpBlock2D")
         if mirrored[::-1] != has_attention:
             raise ValueError(f"up_block_types {config['up_block_types']} do not mirror {config['down_block_types']}")
+        if not has_attention[-1]:
+            raise ValueError(f"down_block_types {config['down_block_types']} end without attention; not supported")
         return cls(
             in_channels=config["in_channels"],
             out_channels=config["out_channels"],
@@ -201,6 +203,12 @@ def _known(cls: type, config: dict[str, Any]) -> dict[str, Any]:
 
 def _per_level(value: int | list[int], levels: int) -> tuple[int, ...]:
     return (value,) * levels if isinstance(value, int) else tuple(value)
+
+
+def _attention_levels(config: dict[str, Any], key: str, attentive: str, plain: str) -> list[bool]:
+    if unknown := set(config[key]) - {attentive, plain}:
+        raise ValueError(f"config {key} holds {sorted(unknown)}, expected {attentive!r} or {plain!r}")
+    return [name == attentive for name in config[key]]
 
 
 def _require(config: dict[str, Any], **expected: Any) -> None:

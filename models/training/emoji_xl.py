@@ -77,7 +77,7 @@ def export(networks: TextToImageNetworks, vae: VAE, tokenizer_folder: Path, out:
     out.mkdir(parents=True, exist_ok=True)
     save_network(out / "unet", UNET_CONFIG, networks.unet.state_dict(), torch.float16)
     save_network(out / "vae", vae_config(vae.spec), vae.state_dict(), torch.float16)
-    for n, tower in zip(("", "_2"), networks.towers, strict=True):
+    for n, tower in zip(("", "_2"), networks.conditioner.towers, strict=True):
         tower.save_pretrained(out / f"text_encoder{n}")
         shutil.copytree(tokenizer_folder, out / f"tokenizer{n}", dirs_exist_ok=True)
     _write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)

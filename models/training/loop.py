@@ -93,7 +93,7 @@ def _update(network: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, 
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate(step)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
     optimizer.step()
     value = float(loss.detach())

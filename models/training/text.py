@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts text into words before pairs are merged (Radford et al. 2021, released tokenizer).
@@ -20,7 +20,7 @@ LAYERS = 3
 HEADS = 3
 
 
-def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizerFast:
+def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
     """Learn byte-pair merges from ``captions`` and write them as a CLIP tokenizer folder."""
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Sequence(
@@ -41,7 +41,7 @@ def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizerFast:
     return write_tokenizer([tuple(pair) for pair in learnt["merges"]], folder)
 
 
-def write_tokenizer(merges: list[tuple[str, str]], folder: Path) -> CLIPTokenizerFast:
+def write_tokenizer(merges: list[tuple[str, str]], folder: Path) -> CLIPTokenizer:
     """Write ``vocab.json``, ``merges.txt`` and the configs of a CLIP tokenizer with these merges."""
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -55,10 +55,10 @@ def write_tokenizer(merges: list[tuple[str, str]], folder: Path) -> CLIPTokenize
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     config = {**special, "model_max_length": MAX_TOKENS, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-    return CLIPTokenizerFast.from_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
-def new_towers(tokenizer: CLIPTokenizerFast, seed: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+def new_towers(tokenizer: CLIPTokenizer, seed: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """Two untrained towers over one vocabulary."""
     torch.manual_seed(seed)
     config = CLIPTextConfig(

@@ -44,7 +44,7 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("change", "param", "said"), BAD_VALUES)
 def test_bad_values_are_explained(shared: Server, change: dict[str, object], param: str, said: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        shared.openai.images.generate(**({"prompt": "x", "extra_body": change}))
+        shared.openai.images.generate(prompt="x", extra_body=change)
     error = caught.value.body
     assert isinstance(error, dict) and error["type"] == "invalid_request_error"
     assert error["param"] == param and said in error["message"], error
