@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,8 @@ from engines.cache import EngineCache, EngineKey, sha256_of_files
 from engines.export import OPSET, export_decoder, export_unet
 from engines.session import OnnxSession
 from models.weights import load_unet, load_vae, weight_files
+
+logger = logging.getLogger(__name__)
 
 ONNX_FILE = "network.onnx"
 _SOURCE = Path(__file__).resolve().parent.parent
@@ -63,9 +66,11 @@ def build(model_folder: Path, cache: EngineCache) -> tuple[Path, Path]:
     """
 
     def unet(folder: Path) -> None:
+        logger.info("exporting the UNet", extra={"model": model_folder.name})
         export_unet(load_unet(model_folder), folder / ONNX_FILE)
 
     def decoder(folder: Path) -> None:
+        logger.info("exporting the decoder", extra={"model": model_folder.name})
         export_decoder(load_vae(model_folder), folder / ONNX_FILE)
 
     return (
@@ -74,13 +79,26 @@ def build(model_folder: Path, cache: EngineCache) -> tuple[Path, Path]:
     )
 
 
-def _key(network: str, folder: Path) -> EngineKey:
+def weights_digest(model_folder: Path) -> str:
+    """Hash of the weights and configs of the networks that :func:`prepare` exports.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    return sha256_of_files([*_network_files(model_folder / "unet"), *_network_files(model_folder / "vae")])
+
+
+def _network_files(folder: Path) -> list[Path]:
     config = folder / "config.json"
     if not config.exists():
         raise ValueError(f"{config} is missing")
+    return [config, *weight_files(folder)]
+
+
+def _key(network: str, folder: Path) -> EngineKey:
     return EngineKey(
         network=network,
-        weights=sha256_of_files([config, *weight_files(folder)]),
+        weights=sha256_of_files(_network_files(folder)),
         opset=OPSET,
         torch=version("torch"),
         onnxscript=version("onnxscript"),

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Serve diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False)
 
+engines_app = typer.Typer(help="Networks compiled for a back end.", no_args_is_help=True)
+app.add_typer(engines_app, name="engines")
+
 DataOption = Annotated[
     Path | None, typer.Option(help="Folder of jobs, pictures and engines.", envvar="DARKROOM_DATA", show_envvar=True)
 ]
@@ -72,6 +75,34 @@ def models(data: DataOption = None) -> None:
         sizes = ", ".join(f"{width}x{height}" for width, height in spec.sizes)
         table.add_row(spec.name, sizes, str(spec.steps), f"{spec.guidance:g}", spec.solver, str(spec.folder))
     Console().print(table)
+
+
+@engines_app.command("build")
+def build_engines(
+    model: Annotated[str | None, typer.Argument(help="Name of an installed model.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every installed model.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Export a model's networks for ONNX Runtime, so that the first start finds them."""
+    from service.settings import installed_models
+
+    if every == (model is not None):
+        raise _failure("name one model, or say --all")
+    settings = _settings(data=data)
+    try:
+        specs = installed_models(settings)
+    except ValueError as error:
+        raise _failure(str(error)) from error
+    if model is not None and model not in specs:
+        raise _failure(f"model {model!r} is not installed; installed: {', '.join(specs) or 'none'}")
+    from rich.progress import track
+
+    from engines.cache import EngineCache
+    from engines.prepare import build
+
+    for name in track([model] if model else list(specs), "engines"):
+        for path in build(specs[name].folder, EngineCache(settings.engines_path)):
+            typer.echo(f"{name}: {path}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -27,3 +28,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL model folder of about 1 MB: two levels, two towers of different widths, pictures of 32 x 32."""
+    from tests.support.tiny_xl import write_tiny_xl
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-xl"
+    write_tiny_xl(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_engines(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine cache that holds ``sdxl_folder``'s networks."""
+    from engines.cache import EngineCache
+    from engines.prepare import build
+
+    root = tmp_path_factory.mktemp("engines")
+    build(sdxl_folder, EngineCache(root))
+    return root

@@ -271,7 +271,7 @@ def base_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshRoot]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
 def test_commands_of_the_dockerfile_run_in_a_fresh_root(image: Stage, base_root: FreshRoot, tmp_path: Path) -> None:
     root = base_root.copy(tmp_path / "root")

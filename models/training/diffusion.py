@@ -52,7 +52,7 @@ SCHEDULER_CONFIG = {
     "set_alpha_to_one": True,
     "steps_offset": 0,
 }
-RECIPE = Recipe(steps=4_000, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.6)
+RECIPE = Recipe(steps=3_000, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.5)
 BATCH = 48
 CAPTION_DROPOUT = 0.1
 

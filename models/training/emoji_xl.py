@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from transformers import CLIPTokenizer
 
 from models.conditioner import SDXLConditioner
 from models.spec import UNetSpec, VAESpec
@@ -54,7 +55,10 @@ def trained_autoencoder(drawings: Drawings, checkpoint: Path) -> VAE:
 
 def new_conditioner(drawings: Drawings, tokenizer_folder: Path) -> SDXLConditioner:
     """Untrained towers over a vocabulary learnt from everything that any model of the family may be told."""
-    tokenizer = train_tokenizer(caption_corpus(drawings), tokenizer_folder)
+    if (tokenizer_folder / "vocab.json").exists():
+        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    else:
+        tokenizer = train_tokenizer(caption_corpus(drawings), tokenizer_folder)
     dim = UNetSpec.from_config(UNET_CONFIG).time_id_dim
     return SDXLConditioner((tokenizer, tokenizer), new_towers(tokenizer, SEED), dim, zeros_for_empty=True)
 

@@ -159,6 +159,9 @@ class Worker:
 
     def _run(self, key: BatchKey, rows: Sequence[int]) -> None:
         """Run a batch. When it raises, its halves are tried apart, so that only what fails alone is failed."""
+        rows = [row for row in rows if self._flight.seats([row])]  # the failure of one picture drops its whole job
+        if not rows:
+            return
         seats = self._flight.seats(rows)
         lanes = sum(seat.picture.item(0).lanes for seat in seats)
         began = time.perf_counter()

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from engines.cache import EngineCache
+from engines.cache import EngineCache, sha256_of_files
 from engines.prepare import prepare, weights_digest
 
 from models.families import text_to_image
@@ -49,7 +49,13 @@ def load_model(spec: ModelSpec, settings: Settings) -> LoadedModel:
 def _on_onnxruntime(spec: ModelSpec, settings: Settings) -> LoadedModel:
     engines = prepare(spec.folder, EngineCache(settings.engines_path), settings.threads)
     model = text_to_image.load_with(spec.folder, {"unet": engines.denoiser}, engines.decoder)
-    parts = {"backend": "onnxruntime", "unet": engines.denoiser.numerics, "decoder": engines.decoder.numerics}
+    parts = {
+        "backend": "onnxruntime",
+        "torch": torch.__version__,
+        "unet": engines.denoiser.numerics,
+        "decoder": engines.decoder.numerics,
+        "rest": _rest_digest(spec),
+    }
     numerics = Numerics(numerics_id(parts), padded_lanes=0, max_lanes=MAX_LANES, lone_decode=False)
     return LoadedModel(model, strict=numerics, fast=numerics)
 
@@ -62,6 +68,7 @@ def _on_torch(spec: ModelSpec) -> LoadedModel:
         "precision": "fp32",
         "device": f"cpu/{torch.backends.cpu.get_cpu_capability()}",
         "weights": weights_digest(spec.folder),
+        "rest": _rest_digest(spec),
     }
     strict = numerics_id({**parts, "invariance": f"fixed-{STRICT_LANES}"})
     fast = numerics_id({**parts, "invariance": "fast"})
@@ -70,6 +77,12 @@ def _on_torch(spec: ModelSpec) -> LoadedModel:
         strict=Numerics(strict, padded_lanes=STRICT_LANES, max_lanes=STRICT_LANES, lone_decode=True),
         fast=Numerics(fast, padded_lanes=0, max_lanes=MAX_LANES, lone_decode=False),
     )
+
+
+def _rest_digest(spec: ModelSpec) -> str:
+    """Hash of what runs in torch on every back end: text towers, tokenizers, and the tables made from the schedule."""
+    parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return sha256_of_files([path for part in parts for path in sorted((spec.folder / part).iterdir())])
 
 
 class Residency:

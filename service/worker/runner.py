@@ -82,7 +82,13 @@ class Runner:
         """One step of every picture in one evaluation."""
         rows = [picture.row for picture in pictures if picture.row is not None]
         first = pictures[0]
-        text_to_image.advance(first.loaded.model.denoisers[network], rows, first.numerics.padded_lanes)
+        drawn = [(row.generator, row.generator.get_state()) for row in rows if row.plan.lines[row.line].draw]
+        try:
+            text_to_image.advance(first.loaded.model.denoisers[network], rows, first.numerics.padded_lanes)
+        except BaseException:
+            for generator, state in drawn:  # the step will be tried again, with the same noise
+                generator.set_state(state)
+            raise
 
     def decode(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
         """Finished latents to uint8 [H, W, 3] each."""

@@ -34,7 +34,7 @@ def random_arguments(
 def line_arguments(
     lines: Sequence[Line], lanes: int, slots: int, seeds: Sequence[int], dtype: torch.dtype
 ) -> list[Tensor]:
-    """What a caller makes of lines: coefficients, and tensors of each row alone, padded with zeros to lanes and slots."""
+    """What a caller makes of lines: coefficients, and each row's own tensors, padded with zeros to lanes and slots."""
     rows = len(lines)
     state, outputs = torch.zeros(rows, slots, *LATENT), torch.zeros(rows, lanes, *LATENT)
     noise, weights = torch.zeros(rows, *LATENT), torch.zeros(rows, lanes, dtype=torch.float64)

@@ -23,7 +23,7 @@ from torch import Tensor
 from kernels.solver_step import solver_step
 from models.plan import SOLVERS, Plan, Schedule, make_plan
 
-CLASSES = {
+CLASSES: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "euler-ancestral": EulerAncestralDiscreteScheduler,
     "ddim": DDIMScheduler,
@@ -38,9 +38,12 @@ BASE = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
-EPS, V = {"prediction_type": "epsilon"}, {"prediction_type": "v_prediction"}
-ZERO_SNR = {**V, "rescale_betas_zero_snr": True}
-PREDICTIONS = {"eps": EPS, "v": V, "zero-snr-v": ZERO_SNR}
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "eps": {"prediction_type": "epsilon"},
+    "v": {"prediction_type": "v_prediction"},
+    "zero-snr-v": ZERO_SNR,
+}
 SPACINGS = ("leading", "trailing", "linspace")
 COUNTS = (1, 2, 3, 4, 14, 15, 20, 30)
 RUNS = [("euler", 0.0), ("euler-ancestral", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("dpm++2m", 0.0)]
@@ -236,7 +239,7 @@ def test_zero_terminal_snr_is_exact_in_ddim_and_capped_elsewhere() -> None:
     for solver in ("euler", "euler-ancestral", "dpm++2m"):
         plan = make_plan(schedule, solver, 4, 1.0)
         assert plan.lines[0].c_skip == pytest.approx(2.0**-12)
-        assert np.float32(plan.init_scale) == 1.0
+        assert plan.init_scale == pytest.approx(1.0, abs=1e-7)  # sqrt(1 - 2^-24) where the noise comes alone
     with pytest.raises(ValueError, match="needs v_prediction"):
         make_plan(replace(schedule, prediction="epsilon"), "ddim", 4, 1.0)
 
@@ -271,44 +274,6 @@ def test_any_solver_runs_on_any_config() -> None:
         assert (plans[0] == plans[2]) == (solver != "ddim")
         assert {line.lanes for line in plans[0].lines} == {(-6.5, 7.5)}
         assert {line.network for line in plans[0].lines} == {"unet"}
-
-
-def test_spacing_defaults_to_that_of_the_class() -> None:
-    spacings = {
-        name: Schedule.from_config({"_class_name": c.__name__, "clip_sample": False}).spacing
-        for name, c in CLASSES.items()
-    }
-    assert spacings == {
-        name: c(clip_sample=False).config.timestep_spacing if name == "ddim" else c().config.timestep_spacing
-        for name, c in CLASSES.items()
-    }
-
-
-def test_trailing_has_as_many_steps_as_asked_for() -> None:
-    """61 is one of 62 counts for which the published expression yields a step more, at timestep -1."""
-    plan = make_plan(Schedule.from_config(config_of("euler", timestep_spacing="trailing")), "euler", 61, 1.0)
-    assert len(plan.lines) == 61 and plan.lines[-1].c_noise == 15.0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"_class_name": "HeunDiscreteScheduler"}, "HeunDiscreteScheduler.*EulerDiscreteScheduler"),
-        ({"use_karras_sigmas": True}, "use_karras_sigmas=True is not supported yet"),
-        ({"clip_sample": True}, "clip_sample=True"),
-        ({"_class_name": "DDIMScheduler"}, "clip_sample=True"),
-        ({"thresholding": True}, "thresholding"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
-        ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type"),
-        ({"prediction_type": "sample"}, "prediction_type='sample'.*epsilon, v_prediction"),
-        ({"timestep_spacing": "even"}, "timestep_spacing"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule"),
-        ({"beta_start": 0.0}, "beta_start 0.0"),
-    ],
-)
-def test_config_that_is_not_supported_is_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Schedule.from_config({**config_of("euler"), **options})
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,21 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, picture: Picture, spawn: Sp
     impatient.close()
 
 
+@pytest.mark.parametrize("lock", ["BEGIN", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_opening_a_new_file_waits_for_locks(tmp_path: Path, lock: str) -> None:
+    """SQLite itself gives up at once where the switch to write-ahead logging meets another process."""
+    other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None, check_same_thread=False)
+    other.execute(lock)
+    other.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    release = threading.Timer(0.2, other.rollback)
+    release.start()
+    store = SQLiteStore(tmp_path / "jobs.db", busy_timeout_s=5)
+    release.join()
+    assert store.stats().queued == 0
+    store.close()
+    other.close()
+
+
 def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SQLiteStore(tmp_path / "jobs.db")
     with monkeypatch.context() as child:

@@ -170,7 +170,8 @@ def run_machine(
     run_state_machine_as_test(
         factory,
         settings=settings(
-            max_examples=30,
+            max_examples=20,
+            report_multiple_bugs=False,
             stateful_step_count=25,
             deadline=None,
             database=None,

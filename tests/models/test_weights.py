@@ -1,0 +1,137 @@
+"""Checkpoints: every file layout that is published, nothing loaded but what fits to the letter, and the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.weights import FP16_WEIGHTS, WEIGHTS, load_unet, load_vae, save_network, weight_files
+
+PARTS = {"unet": (load_unet, UNet2DConditionModel), "vae": (load_vae, AutoencoderKL)}
+A_KEY = {"unet": "mid_block.resnets.0.conv1.weight", "vae": "decoder.mid_block.resnets.0.conv1.weight"}
+
+
+@pytest.fixture(params=PARTS)
+def part(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(sdxl_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the networks that a test may break."""
+    for part in PARTS:
+        shutil.copytree(sdxl_folder / part, tmp_path / part)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    state = load_file(folder / WEIGHTS)
+    change(state)
+    save_file(state, folder / WEIGHTS)
+
+
+def same_parameters(network: nn.Module, expected: dict[str, Tensor]) -> bool:
+    state = network.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[k], v.float()) for k, v in expected.items())
+
+
+def test_a_published_folder_loads_in_fp32_ready_for_inference(folder, part):
+    network = PARTS[part][0](folder)
+    assert same_parameters(network, load_file(folder / part / WEIGHTS))
+    assert not network.training
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in network.parameters())
+
+
+def test_a_missing_key_is_refused(folder, part):
+    rewrite(folder / part, lambda state: state.pop(A_KEY[part]))
+    with pytest.raises(ValueError, match=f"missing keys .*{A_KEY[part]}"):
+        PARTS[part][0](folder)
+
+
+def test_an_extra_key_is_refused(folder, part):
+    rewrite(folder / part, lambda state: state.update({"lora.down": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="unexpected keys .*lora.down"):
+        PARTS[part][0](folder)
+
+
+def test_a_wrong_shape_is_refused(folder, part):
+    rewrite(folder / part, lambda state: state.update({A_KEY[part]: state[A_KEY[part]][..., :1].contiguous()}))
+    with pytest.raises(ValueError, match=f"shapes differ.*{A_KEY[part]}"):
+        PARTS[part][0](folder)
+
+
+@pytest.mark.parametrize(("name", "message"), [("config.json", "config.json is missing"), (WEIGHTS, "holds neither")])
+def test_a_missing_file_is_refused(folder, part, name, message):
+    (folder / part / name).unlink()
+    with pytest.raises(ValueError, match=message):
+        PARTS[part][0](folder)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shard_size", ["10GB", "150KB"])
+def test_every_layout_that_diffusers_writes_is_read(folder, part, variant, shard_size):
+    """One file or shards under an index, fp32 or the half-precision variant."""
+    load, published_class = PARTS[part]
+    published = published_class.from_pretrained(folder / part).to(torch.float16 if variant else torch.float32)
+    (folder / part / WEIGHTS).unlink()
+    published.save_pretrained(folder / part, variant=variant, max_shard_size=shard_size)
+    files = weight_files(folder / part)
+    assert (len(files) > 1) == (shard_size == "150KB")
+    assert all(("fp16" in path.name) == (variant == "fp16") for path in files)
+    network = load(folder)
+    assert same_parameters(network, published.state_dict())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_the_full_precision_file_wins_over_the_variant(folder, part):
+    save_file({}, folder / part / FP16_WEIGHTS)
+    assert weight_files(folder / part) == [folder / part / WEIGHTS]
+
+
+def test_a_missing_shard_is_named(folder):
+    UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(folder / "unet", max_shard_size="150KB")
+    (folder / "unet" / WEIGHTS).unlink(missing_ok=True)
+    shard = weight_files(folder / "unet")[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name} is missing"):
+        load_unet(folder)
+
+
+def test_diffusers_reads_what_save_network_wrote(folder, part, tmp_path):
+    load, published_class = PARTS[part]
+    network = load(folder)
+    config = json.loads((folder / part / "config.json").read_text())
+    save_network(tmp_path / "again" / part, config, network.state_dict(), torch.float32)
+    published = published_class.from_pretrained(tmp_path / "again" / part)
+    assert same_parameters(network, published.state_dict())
+    assert same_parameters(load(tmp_path / "again"), published.state_dict())
+
+
+def test_outputs_survive_the_round_trip(folder, tmp_path, relative):
+    vae = load_vae(folder)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    save_network(tmp_path / "again", config, vae.state_dict(), torch.float32)
+    published = AutoencoderKL.from_pretrained(tmp_path / "again")
+    latents = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = published.decode(latents / published.config.scaling_factor).sample
+        assert expected.std() > 0.2
+        assert relative(vae.decode(latents), expected) < 1e-5
+
+
+def test_save_network_in_half_precision(folder, part, tmp_path):
+    load, _ = PARTS[part]
+    network = load(folder)
+    config = json.loads((folder / part / "config.json").read_text())
+    save_network(tmp_path / "half" / part, config, network.state_dict(), torch.float16)
+    stored = load_file(tmp_path / "half" / part / WEIGHTS)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert same_parameters(load(tmp_path / "half"), stored)

@@ -1,0 +1,39 @@
+"""The tiny model on torch, and a worker around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.spec import ModelSpec
+from service.settings import Settings
+from service.worker import loop
+from service.worker.residency import LoadedModel, load_model
+from tests.support.rig import Rig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads gain nothing on networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def loaded(sdxl_folder: Path) -> LoadedModel:
+    """The tiny model on torch. Shared: tests that change a network replace it in a copy."""
+    return load_model(ModelSpec.read(sdxl_folder), Settings(backend="torch", threads=1))
+
+
+@pytest.fixture
+def rig(tmp_path: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A worker that does not wait when it is idle."""
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
+    rig = Rig(tmp_path, loaded)
+    yield rig
+    rig.close()

@@ -1,0 +1,146 @@
+"""A worker on a real store and bus in a folder, run tick by tick, with networks that tests can watch and break."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.families.text_to_image import Decoder, Denoiser
+from models.spec import ModelSpec
+from service.jobs.artifacts import ArtifactStore
+from service.jobs.bus import Bus, Event
+from service.jobs.job import Job, TextToImage
+from service.jobs.sqlite import SQLiteStore
+from service.metrics import WorkerMetrics
+from service.worker.batch import Stage
+from service.worker.loop import Worker
+from service.worker.media import encode_picture
+from service.worker.residency import LoadedModel, Residency
+from service.worker.runner import Picture, Runner
+
+NAME = "worker-under-test"
+
+
+def make_request(**changes: Any) -> TextToImage:
+    """A request for the tiny model."""
+    values: dict[str, Any] = {
+        "model": "tiny-xl",
+        "prompt": "a red cat",
+        "width": 32,
+        "height": 32,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "scheduler": "euler",
+        "seed": 7,
+    }
+    return TextToImage(**{**values, **changes})
+
+
+def alone(loaded: LoadedModel, request: TextToImage) -> list[bytes]:
+    """The request's pictures, each made with nothing beside it."""
+    contents = []
+    for seed in range(request.seed, request.seed + request.n):
+        picture, runner = Picture(request, seed, 0.0, loaded, loaded.numerics(request.deterministic)), Runner()
+        runner.encode([picture])
+        while picture.stage is Stage.DENOISE:
+            runner.denoise([picture], picture.key.network)
+        contents.append(encode_picture(runner.decode([picture])[0], request, seed))
+    return contents
+
+
+@dataclass
+class Watched:
+    """A network that counts its calls, and first shows their inputs to whoever wants to raise."""
+
+    network: Denoiser | Decoder
+    before: Callable[..., None] = lambda *_: None
+    batches: list[int] = field(default_factory=list)
+    """Lanes of every call that returned, padding included."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.before(*inputs)
+        output = self.network(*inputs)
+        self.batches.append(len(inputs[0]))
+        return output
+
+
+def watch(loaded: LoadedModel) -> tuple[LoadedModel, Watched, Watched]:
+    """The same model, its UNet and its decoder watched."""
+    unet, decoder = Watched(loaded.model.denoisers["unet"]), Watched(loaded.model.decoder)
+    model = replace(loaded.model, denoisers={"unet": unet}, decoder=decoder)
+    return replace(loaded, model=model), unet, decoder
+
+
+def refuses(loaded: LoadedModel, prompt: str) -> Callable[..., None]:
+    """For :class:`Watched` around a UNet: raises when a lane of this prompt is in the batch."""
+    poison = loaded.model.conditioner.encode(prompt, 32, 32).context
+
+    def look(_x: Tensor, _c_noise: Tensor, context: Tensor, _vector: Tensor) -> None:
+        if any(torch.equal(lane, poison) for lane in context):
+            raise ArithmeticError("not this one")
+
+    return look
+
+
+class Rig:
+    """A worker, and the server's side of its store and bus."""
+
+    def __init__(
+        self, folder: Path, loaded: LoadedModel, load: Callable[[ModelSpec], LoadedModel] | None = None
+    ) -> None:
+        self.loaded, self.unet, self.decoder = watch(loaded)
+        self.store, self.api = SQLiteStore(folder / "jobs.sqlite3"), Bus(folder / "bus")
+        self.artifacts, self.metrics = ArtifactStore(folder / "artifacts"), WorkerMetrics()
+        self.residency = Residency({loaded.model.spec.name: loaded.model.spec}, load or (lambda _: self.loaded))
+        self.bus = Bus(folder / "bus")
+        self.worker = Worker(NAME, self.store, self.bus, self.artifacts, self.residency, self.metrics, lease_s=30.0)
+
+    def close(self) -> None:
+        """Stop in the order of ``run_worker``."""
+        self.worker.close()
+        self.residency.close()
+        for part in (self.bus, self.api, self.store):
+            part.close()
+
+    def submit(self, **changes: Any) -> Job:
+        """Accept a job as the API does."""
+        job = self.store.submit(make_request(**changes))
+        self.api.publish(Event("submitted", job.id))
+        return job
+
+    def cancel(self, job: Job, tell: bool = True) -> None:
+        """Cancel a job as the API does; without ``tell`` the event was lost."""
+        self.store.cancel(job.id)
+        if tell:
+            self.api.publish(Event("cancelled", job.id))
+
+    def get(self, job: Job) -> Job:
+        """The job as the store has it now."""
+        found = self.store.get(job.id)
+        assert found is not None
+        return found
+
+    def contents(self, job: Job) -> list[bytes]:
+        """The bytes of a completed job."""
+        return [self.artifacts.open(result.content_sha256) for result in self.get(job).results]
+
+    def tick_until(self, holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        """Run the worker until something holds."""
+        end = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < end, "it never came to hold"
+            self.worker.tick()
+
+    def finish(self, *jobs: Job) -> None:
+        """Run the worker until these jobs have ended."""
+        self.tick_until(lambda: all(self.get(job).state.final for job in jobs))
+
+    def value(self, name: str, **labels: str) -> float:
+        """A metric; 0 when it was never touched."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
