@@ -257,13 +257,13 @@ def main(
     closed: Annotated[int, typer.Option(help="Requests of each closed loop of part A.", min=1)] = 64,
     rounds: Annotated[int, typer.Option(help="Pairs of each back end in part A.", min=1)] = 3,
     part: Annotated[Part, typer.Option(help="What to measure.")] = Part.BOTH,
-    backend: Annotated[list[Backend], typer.Option(help="Ours; repeat for several.")] = list(Backend),
+    backend: Annotated[list[Backend] | None, typer.Option(help="Ours; repeat for several. All if not given.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of every server; Darkroom's default if not given.")] = None,
     out: Annotated[Path, typer.Option(help="JSON file; its other parts stay.")] = RESULTS / "serving.json",
 ) -> None:
     """Measure Darkroom and a lock around diffusers' pipeline, in turns, on the same weights."""
     setup = Setup(model, threads or Settings().threads, ROOT / ".cache" / "benchmarks" / "engines")
-    backends = [str(b) for b in backend]
+    backends = [str(b) for b in backend or Backend]
     if part in (Part.A, Part.BOTH):
         about = {**facts(model), "threads": setup.threads}
         save(out, "cpu", {**about, **part_a(setup, backends, closed, rounds)})
@@ -273,4 +273,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -70,4 +70,6 @@ def _median(starts: list[dict[str, float | None]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

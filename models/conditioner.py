@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from models.blocks import fourier_features
 from models.spec import UNetSpec
@@ -41,6 +42,7 @@ class SDXLConditioner:
     @classmethod
     def load(cls, folder: Path, unet: UNetSpec, zeros_for_empty: bool = True) -> SDXLConditioner:
         """Read ``text_encoder``, ``text_encoder_2`` and their tokenizers from a diffusers folder, in fp32."""
+        disable_progress_bar()  # a bar for every tower would fill the worker's log
         tokenizers = tuple(CLIPTokenizer.from_pretrained(folder / f"tokenizer{n}") for n in ("", "_2"))
         first = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
         second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32).eval()

@@ -40,6 +40,33 @@ class VAESpec:
         return cls(**_known(cls, config))
 
 
+_SDXL_SHAPED = {
+    "act_fn": "silu",
+    "use_linear_projection": True,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "addition_embed_type": "text_time",
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+    "dual_cross_attention": False,
+    "only_cross_attention": False,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "encoder_hid_dim": None,
+    "reverse_transformer_layers_per_block": None,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "attention_type": "default",
+    "cross_attention_norm": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+}
+"""Options with one supported value. Any other would change the network, so it is refused and never skipped."""
+
+
 @dataclass(frozen=True)
 class UNetSpec:
     """The denoising UNet of latent diffusion and SDXL (Podell et al. 2023, table 1), in the terms of a published
@@ -66,31 +93,7 @@ class UNetSpec:
         Raises:
             ValueError: the config asks for something this network is not.
         """
-        _require(
-            config,
-            act_fn="silu",
-            use_linear_projection=True,
-            center_input_sample=False,
-            flip_sin_to_cos=True,
-            freq_shift=0,
-            addition_embed_type="text_time",
-            class_embed_type=None,
-            num_class_embeds=None,
-            resnet_time_scale_shift="default",
-            time_embedding_type="positional",
-            dual_cross_attention=False,
-            only_cross_attention=False,
-            mid_block_type="UNetMidBlock2DCrossAttn",
-            encoder_hid_dim=None,
-            reverse_transformer_layers_per_block=None,
-            downsample_padding=1,
-            mid_block_scale_factor=1,
-            attention_type="default",
-            cross_attention_norm=None,
-            time_embedding_act_fn=None,
-            timestep_post_act=None,
-            time_cond_proj_dim=None,
-        )
+        _require(config, **_SDXL_SHAPED)
         channels = tuple(config["block_out_channels"])
         depth = _per_level(config.get("transformer_layers_per_block", 1), len(channels))
         # The published key is called attention_head_dim but holds the number of heads.

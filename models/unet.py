@@ -1,4 +1,4 @@
-"""The denoising UNet of latent diffusion and SDXL (Rombach et al. 2022, section 3.2; Podell et al. 2023, section 2.1)."""
+"""The denoising UNet of latent diffusion and SDXL (Rombach et al. 2022, section 3.2; Podell et al. 2023, section 2)."""
 
 from __future__ import annotations
 

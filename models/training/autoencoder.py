@@ -52,7 +52,7 @@ def train_autoencoder(drawings: Drawings, checkpoint: Path, recipe: Recipe = REC
     vae = VAE(spec)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def loss(_step: int, generator: torch.Generator) -> Tensor:
         picked = torch.randint(len(data.training), (BATCH,), generator=generator)
         pictures = augment(data.training[picked], generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast(pictures.device.type, torch.bfloat16):

@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+
 from engines.cache import EngineCache, sha256_of_files
 from engines.prepare import prepare, weights_digest
-
 from models.families import text_to_image
 from models.families.text_to_image import TextToImageModel
 from models.spec import ModelSpec

@@ -42,16 +42,19 @@ def make_request(**changes: Any) -> TextToImage:
     return TextToImage(**{**values, **changes})
 
 
+def denoised(loaded: LoadedModel, request: TextToImage, seed: int) -> Picture:
+    """One picture of the request, ready to be decoded, made with nothing beside it."""
+    picture, runner = Picture(request, seed, 0.0, loaded, loaded.numerics(request.deterministic)), Runner()
+    runner.encode([picture])
+    while picture.stage is Stage.DENOISE:
+        runner.denoise([picture], picture.key.network)
+    return picture
+
+
 def alone(loaded: LoadedModel, request: TextToImage) -> list[bytes]:
-    """The request's pictures, each made with nothing beside it."""
-    contents = []
-    for seed in range(request.seed, request.seed + request.n):
-        picture, runner = Picture(request, seed, 0.0, loaded, loaded.numerics(request.deterministic)), Runner()
-        runner.encode([picture])
-        while picture.stage is Stage.DENOISE:
-            runner.denoise([picture], picture.key.network)
-        contents.append(encode_picture(runner.decode([picture])[0], request, seed))
-    return contents
+    """The bytes of the request's pictures, each made with nothing beside it."""
+    pictures = [denoised(loaded, request, seed) for seed in range(request.seed, request.seed + request.n)]
+    return [encode_picture(Runner().decode([picture])[0], request, picture.seed) for picture in pictures]
 
 
 @dataclass
