@@ -53,6 +53,11 @@ WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEM
 COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
+NOTICE_INTRO = """\
+The models in this folder were trained on these works. The drawings were rendered to small pictures, moved, mirrored and
+laid on colours; the contact sheets beside the models show some of them, reduced. Their makers do not endorse the
+models. The autoencoders saw all drawings listed here, the text-to-image models only the styles that their cards name.
+"""
 LIMITS = """\
 - It recalls and restyles: it was trained on one drawing of each thing in each style, and mostly gives that drawing
   back, softer. The contact sheet shows the nearest drawing beside each sample. Do not take it for a model that invents.
@@ -66,14 +71,7 @@ LIMITS = """\
 
 def notice(packages: Sequence[Package] = PACKAGES) -> str:
     """The attribution that goes with the weights. Raises KeyError for a package that CREDITS does not know."""
-    parts = [
-        "The models in this folder were trained on these works. The drawings were rendered to small pictures, moved,"
-    ]
-    parts += ["mirrored and laid on colours; none is included as such. None of their makers endorses the models. The"]
-    parts += [
-        "autoencoders saw all drawings listed here, the text-to-image model only the styles that its card names.",
-        "",
-    ]
+    parts = [NOTICE_INTRO]
     for package in packages:
         work, maker, home = CREDITS[package.name]
         use = f"drawings, style {package.style}" if package.style else "words"
@@ -107,7 +105,7 @@ def contact_sheet(
 
 
 def save_png(image: Image.Image, path: Path, most_bytes: int) -> None:
-    """Write a PNG of at most most_bytes, with as many colours as that allows. Raises ValueError when 16 are too many."""
+    """Write a PNG of at most most_bytes, with as many colours as fit. Raises ValueError when 16 are too many."""
     for colours in (0, 256, 128, 64, 32, 16):
         buffer = io.BytesIO()
         (image.quantize(colours, dither=Image.Dither.NONE) if colours else image).save(buffer, "PNG", optimize=True)
@@ -133,14 +131,14 @@ def blind_grid(pictures: NDArray[np.uint8], columns: int = 10, scale: int = 2) -
 def write_blind(
     path: Path,
     pictures: NDArray[np.uint8],
-    concepts: NDArray[np.int64],
+    asked: NDArray[np.int64],
     names: Sequence[str],
     count: int,
     seed: int = 0,
 ) -> None:
     """A test for someone who has not seen the prompts: path (.png), and beside it .choices.json and .answers.json.
 
-    concepts [N] says which of names each picture should be. Raises ValueError with fewer than ten names.
+    asked [N] says which of names each picture should be. Raises ValueError with fewer than ten names.
     """
     if len(names) < 10:
         raise ValueError(f"a ten-way choice needs ten names, got {len(names)}")
@@ -148,7 +146,7 @@ def write_blind(
     picked = rng.permutation(len(pictures))[:count]
     choices, answers = {}, {}
     for number, i in enumerate(picked, 1):
-        right = int(concepts[i])
+        right = int(asked[i])
         others = rng.permutation([k for k in range(len(names)) if k != right])[:9]
         choices[number] = [names[k] for k in rng.permutation([right, *others])]
         answers[number] = names[right]
@@ -165,8 +163,8 @@ def percent(share: float) -> str:
 
 def card(report: Mapping[str, Any]) -> str:
     """The model card, in Markdown, from the content of ``evaluation.json``."""
-    name, made = report["model"], report["training"]
-    size = "x".join(map(str, report["defaults"]["size"]))
+    name, made, defaults = report["model"], report["training"], report["defaults"]
+    size = "x".join(map(str, defaults["size"]))
     head = f"""\
 ---
 license: apache-2.0
@@ -185,16 +183,17 @@ small and honest, and that take the same path through the server as SDXL.
 
     darkroom generate "cat 3d" --model {name} -o cat.png
 
-The style is the prompt's last word. With diffusers, from this folder:
+The style is the prompt's last word. With diffusers:
 
     from diffusers import StableDiffusionXLPipeline
-    pipeline = StableDiffusionXLPipeline.from_pretrained("{name}")
-    pipeline("cat 3d", num_inference_steps={report["defaults"]["steps"]}, guidance_scale={report["defaults"]["guidance"]},
-             width={report["defaults"]["size"][0]}, height={report["defaults"]["size"][1]}).images[0].save("cat.png")
+    pipeline = StableDiffusionXLPipeline.from_pretrained("models/zoo/{name}")
+    picture = pipeline("cat 3d", num_inference_steps={defaults["steps"]}, guidance_scale={defaults["guidance"]},
+                       width={defaults["size"][0]}, height={defaults["size"][1]}).images[0]
 """
     parameters = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in report["parameters"].items())
     recipe = [f"- {part}: " + ", ".join(f"{k} {v}" for k, v in content.items()) for part, content in made.items()]
-    where = [f"Parameters: {parameters}. Trained in {report['hours']} hours on {report['machine']}.", "", *recipe]
+    hours = f" in {report['hours']:g} hours" if report["hours"] else ""
+    where = [f"Parameters: {parameters}. Trained on {report['machine']}{hours}.", "", *recipe]
     sections = {
         "Quality": _quality(report),
         "Limits": LIMITS.rstrip(),
@@ -242,7 +241,7 @@ def _concepts(report: Mapping[str, Any]) -> str:
     kept = ", ".join(f"{name} {100 * share:.0f}" for name, share in per_concept.items())
     out = ", ".join(f"{name} {100 * share:.0f}" for name, share in left_out.items()) or "none"
     return f"""\
-Behind each of the {len(per_concept)} names is the share of its pictures that the judge named rightly, in percent: {kept}.
+{len(per_concept)} concepts, each with the percentage of its pictures that the judge named rightly: {kept}.
 
 Trained but not counted, because the judge names fewer than 90 % of their real drawings (its share behind the name):
 {len(left_out)} concepts, {out}."""
@@ -252,16 +251,16 @@ def _data() -> str:
     rows = []
     for package in PACKAGES:
         work, maker, home = CREDITS[package.name]
-        rows.append(
-            f"| {work} | {package.style or '-'} | {maker} | {package.licence} | {package.name} {package.version} |"
-        )
+        cells = (work, package.style or "-", maker, package.licence, f"{package.name} {package.version}")
+        rows.append(f"| {' | '.join(cells)} |")
     table = "\n".join(rows)
     return f"""\
 | work | style | by | licence | npm package |
 | --- | --- | --- | --- | --- |
 {table}
 
-The autoencoder saw all eight styles, the text-to-image networks only those named at the top. Attribution: `../NOTICE`."""
+The autoencoder saw all eight styles, the text-to-image networks only those named at the top.
+Attribution: `../NOTICE`."""
 
 
 def main(folder: Path, blind: str = typer.Option("", help='Result of a blind look, such as "91 of 100".')) -> None:

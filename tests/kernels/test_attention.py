@@ -13,7 +13,9 @@ TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 @pytest.mark.parametrize(("batch", "queries", "keys", "heads", "head_dim"), SHAPES)
-def test_equals_the_reference(batch, queries, keys, heads, head_dim, dtype, tolerance):
+def test_equals_the_reference(
+    batch: int, queries: int, keys: int, heads: int, head_dim: int, dtype: torch.dtype, tolerance: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(batch, length, heads * head_dim) for length in (queries, keys, keys)]
     inputs = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
@@ -22,7 +24,7 @@ def test_equals_the_reference(batch, queries, keys, heads, head_dim, dtype, tole
     torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_reference_on_a_case_worked_by_hand():
+def test_the_reference_on_a_case_worked_by_hand() -> None:
     """Two keys whose scores differ by ln 3 share the values 3 : 1. Head dimension 4, so scores are halved."""
     query = torch.tensor([[[2.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
     key = torch.zeros(1, 2, 4, dtype=torch.float64)
@@ -32,7 +34,7 @@ def test_the_reference_on_a_case_worked_by_hand():
     torch.testing.assert_close(attention_reference(query, key, value, heads=1), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_heads_are_independent_groups_of_channels():
+def test_heads_are_independent_groups_of_channels() -> None:
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(2, 6, 12, generator=generator, dtype=torch.float64) for _ in range(3))
     apart = [attention(q, k, v, 1) for q, k, v in zip(*(t.split(4, -1) for t in (query, key, value)), strict=True)]

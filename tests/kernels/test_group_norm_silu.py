@@ -14,7 +14,9 @@ TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 @pytest.mark.parametrize("eps", [1e-6, 0.1])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_equals_the_reference(shape, groups, eps, dtype, tolerance):
+def test_equals_the_reference(
+    shape: tuple[int, ...], groups: int, eps: float, dtype: torch.dtype, tolerance: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 2.0 * torch.randn(shape, generator=generator, dtype=dtype) + 3.0
     weight, bias = torch.randn(2, shape[1], generator=generator, dtype=dtype)
@@ -23,7 +25,7 @@ def test_equals_the_reference(shape, groups, eps, dtype, tolerance):
     torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_reference_on_a_case_worked_by_hand():
+def test_the_reference_on_a_case_worked_by_hand() -> None:
     """Mean 3 and variance 4 in one group of two channels: normalised to -1 and 1, then silu(gain x + bias)."""
     x = torch.tensor([[[1.0], [5.0]]], dtype=torch.float64)
     weight, bias = torch.tensor([[2.0, 2.0], [0.0, 1.0]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What the tests of models share: how to redraw and compare networks, and the published pipeline."""
+"""What the tests of models share: one thread, how to compare, and the published pipeline."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from torch import Tensor, nn
-
-from tests.support import tiny_xl
+from torch import Tensor
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,21 +21,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def randomise() -> Callable[[nn.Module, int], nn.Module]:
-    """(network, seed) -> the same network, every parameter redrawn at a scale that matters."""
-    return tiny_xl.randomise
-
-
-@pytest.fixture(scope="session")
 def relative() -> Callable[[Tensor, Tensor], float]:
     """(result, expected) -> largest difference in units of the expected tensor's root mean square."""
 
     def error(result: Tensor, expected: Tensor) -> float:
         assert result.shape == expected.shape
-        import os,sys
-        e = float((result - expected).abs().max() / expected.square().mean().sqrt())
-        print("ERR", os.environ["PYTEST_CURRENT_TEST"], e)
-        return e
+        return float((result - expected).abs().max() / expected.square().mean().sqrt())
 
     return error
 

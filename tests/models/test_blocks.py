@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention as PublishedAttention
@@ -11,7 +13,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
-from torch import nn
+from torch import Tensor, nn
 
 from models.blocks import (
     Downsample,
@@ -22,17 +24,20 @@ from models.blocks import (
     fourier_features,
 )
 from models.vae import PixelAttention
+from tests.support.tiny_xl import randomise
 
 TOLERANCE = 1e-5
+Relative = Callable[[Tensor, Tensor], float]
+Twin = Callable[[nn.Module, nn.Module], nn.Module]
 
 
 @pytest.fixture
-def x() -> torch.Tensor:
+def x() -> Tensor:
     return torch.randn(3, 24, 6, 10, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def twin(randomise):
+def twin() -> Twin:
     """(ours, published) -> ours with the published module's parameters, which are redrawn first."""
 
     def load(ours: nn.Module, published: nn.Module) -> nn.Module:
@@ -44,7 +49,13 @@ def twin(randomise):
 
 @pytest.mark.parametrize("width", [24, 40])
 @pytest.mark.parametrize("time_dim", [0, 20])
-def test_resnet_block(x, twin, relative, width, time_dim):
+def test_resnet_block(
+    x: Tensor,
+    twin: Twin,
+    relative: Relative,
+    width: int,
+    time_dim: int,
+) -> None:
     options = {"in_channels": 24, "out_channels": width, "groups": 8, "eps": 1e-3}
     published = ResnetBlock2D(**options, temb_channels=time_dim or None)
     ours = twin(ResnetBlock(24, width, 8, 1e-3, time_dim), published)
@@ -53,13 +64,19 @@ def test_resnet_block(x, twin, relative, width, time_dim):
     assert relative(ours(x, activated), published(x, time)) < TOLERANCE
 
 
-def test_resnet_block_misses_its_time_embedding(x):
+def test_resnet_block_misses_its_time_embedding(x: Tensor) -> None:
     with pytest.raises(ValueError, match="time embedding"):
         ResnetBlock(24, 24, 8, 1e-5, time_dim=20)(x)
 
 
 @pytest.mark.parametrize(("heads", "depth"), [(1, 1), (3, 2), (6, 3)])
-def test_spatial_transformer(x, twin, relative, heads, depth):
+def test_spatial_transformer(
+    x: Tensor,
+    twin: Twin,
+    relative: Relative,
+    heads: int,
+    depth: int,
+) -> None:
     published = Transformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=24 // heads,
@@ -74,7 +91,7 @@ def test_spatial_transformer(x, twin, relative, heads, depth):
     assert relative(ours(x, context), published(x, context, return_dict=False)[0]) < TOLERANCE
 
 
-def test_pixel_attention(x, twin, relative):
+def test_pixel_attention(x: Tensor, twin: Twin, relative: Relative) -> None:
     published = PublishedAttention(
         24, heads=1, dim_head=24, norm_num_groups=8, eps=1e-6, residual_connection=True, bias=True
     )
@@ -85,25 +102,30 @@ def test_pixel_attention(x, twin, relative):
 
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("size", [(6, 10), (7, 9)])
-def test_downsample(twin, relative, asymmetric, size):
+def test_downsample(
+    twin: Twin,
+    relative: Relative,
+    asymmetric: bool,
+    size: tuple[int, int],
+) -> None:
     published = Downsample2D(24, use_conv=True, padding=0 if asymmetric else 1, name="op")
     x = torch.randn(2, 24, *size, generator=torch.Generator().manual_seed(0))
     assert relative(twin(Downsample(24, asymmetric), published)(x), published(x)) < TOLERANCE
 
 
-def test_upsample(x, twin, relative):
+def test_upsample(x: Tensor, twin: Twin, relative: Relative) -> None:
     published = Upsample2D(24, use_conv=True)
     assert relative(twin(Upsample(24), published)(x), published(x)) < TOLERANCE
 
 
-def test_timestep_embedding(twin, relative):
+def test_timestep_embedding(twin: Twin, relative: Relative) -> None:
     published = PublishedTimestepEmbedding(16, 40)
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     assert relative(twin(TimestepEmbedding(16, 40), published)(features), published(features)) < TOLERANCE
 
 
 @pytest.mark.parametrize("dim", [2, 16, 24, 320])
-def test_fourier_features_have_the_published_bits(dim):
+def test_fourier_features_have_the_published_bits(dim: int) -> None:
     """Rounding of the frequencies is part of what the networks were trained with: at t = 999 it shows in the fifth
     digit, above the tolerance for a network."""
     times = torch.tensor([0.0, 1.0, 417.25, 999.0, 1024.0])
@@ -111,7 +133,7 @@ def test_fourier_features_have_the_published_bits(dim):
     assert torch.equal(fourier_features(times, dim), published)
 
 
-def test_fourier_features_keep_leading_axes_and_fp64():
+def test_fourier_features_keep_leading_axes_and_fp64() -> None:
     times = torch.tensor([[0.0, 10.0, 999.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
     features = fourier_features(times, 4)
     angles = times[..., None] * torch.tensor([1.0, 0.01], dtype=torch.float64)

@@ -72,7 +72,7 @@ def write_model(folder: Path, card: dict[str, Any] | None = None, **index: Any) 
     return folder
 
 
-def test_unet_config_is_read():
+def test_unet_config_is_read() -> None:
     assert UNetSpec.from_config(UNET) == UNetSpec(
         in_channels=4,
         out_channels=4,
@@ -86,7 +86,7 @@ def test_unet_config_is_read():
     )
 
 
-def test_one_number_stands_for_every_level():
+def test_one_number_stands_for_every_level() -> None:
     config = {**UNET, "transformer_layers_per_block": 2, "attention_head_dim": 4, "norm_eps": 1e-3}
     spec = UNetSpec.from_config({**config, "norm_num_groups": 8})
     assert (spec.transformer_depth, spec.heads) == ((0, 2, 2), (4, 4, 4))
@@ -94,12 +94,12 @@ def test_one_number_stands_for_every_level():
 
 
 @pytest.mark.parametrize(("key", "value"), REFUSED_BY_UNET.items(), ids=list(REFUSED_BY_UNET))
-def test_unet_config_is_refused_by_the_key(key, value):
+def test_unet_config_is_refused_by_the_key(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=key):
         UNetSpec.from_config({**UNET, key: value})
 
 
-def test_a_lowest_level_without_attention_is_refused():
+def test_a_lowest_level_without_attention_is_refused() -> None:
     types = {
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
@@ -108,7 +108,7 @@ def test_a_lowest_level_without_attention_is_refused():
         UNetSpec.from_config({**UNET, **types})
 
 
-def test_vae_config_is_read():
+def test_vae_config_is_read() -> None:
     spec = VAESpec.from_config({**VAE, "scaling_factor": 0.13025, "shift_factor": None})
     assert spec == VAESpec(block_out_channels=(8, 16, 16), norm_num_groups=4, scaling_factor=0.13025)
     assert spec.downscale == 4
@@ -118,26 +118,26 @@ def test_vae_config_is_read():
     ("key", "value"),
     [("act_fn", "relu"), ("latents_mean", [0.0] * 4), ("latents_std", [1.0] * 4), ("shift_factor", 0.1)],
 )
-def test_vae_config_is_refused_by_the_key(key, value):
+def test_vae_config_is_refused_by_the_key(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=key):
         VAESpec.from_config({**VAE, key: value})
 
 
-def test_a_folder_without_a_card_gives_its_native_size_and_solver(tmp_path):
+def test_a_folder_without_a_card_gives_its_native_size_and_solver(tmp_path: Path) -> None:
     spec = ModelSpec.read(write_model(tmp_path / "plain"))
     assert (spec.name, spec.sizes, spec.solver) == ("plain", ((64, 64),), "dpm++2m")
     assert spec.scheduler_config["solver_order"] == 2
     assert spec.zeros_for_empty_prompt
 
 
-def test_a_card_overrides_the_defaults(tmp_path):
+def test_a_card_overrides_the_defaults(tmp_path: Path) -> None:
     card = {"sizes": [[48, 64], [64, 48]], "steps": 12, "guidance": 3.5, "solver": "ddim"}
     spec = ModelSpec.read(write_model(tmp_path, card, force_zeros_for_empty_prompt=False))
     assert (spec.sizes, spec.steps, spec.guidance, spec.solver) == (((48, 64), (64, 48)), 12, 3.5, "ddim")
     assert not spec.zeros_for_empty_prompt
 
 
-def test_another_pipeline_is_refused(tmp_path):
+def test_another_pipeline_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, _class_name="FluxPipeline")
     with pytest.raises(ValueError, match="FluxPipeline"):
         ModelSpec.read(tmp_path)
@@ -145,14 +145,14 @@ def test_another_pipeline_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
 @pytest.mark.parametrize(("content", "message"), [(None, "is missing"), ("[]", "JSON object")])
-def test_a_missing_or_odd_file_is_named(tmp_path, name, content, message):
+def test_a_missing_or_odd_file_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     path = write_model(tmp_path) / name
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(ValueError, match=f"{name}.*{message}"):
         ModelSpec.read(tmp_path)
 
 
-def test_find_models_finds_the_folders_that_have_an_index(tmp_path):
+def test_find_models_finds_the_folders_that_have_an_index(tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_model(tmp_path / name)
     (tmp_path / "not-a-model").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,7 +12,9 @@ from torch import Tensor
 from models.blocks import fourier_features
 from models.spec import UNetSpec
 from models.unet import UNet
+from tests.support.tiny_xl import randomise
 
+Relative = Callable[[Tensor, Tensor], float]
 COMMON = {"addition_embed_type": "text_time", "addition_time_embed_dim": 6, "use_linear_projection": True}
 POOLED = 10
 VECTOR = POOLED + 6 * 6
@@ -51,20 +55,20 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
-def published(request, randomise) -> UNet2DConditionModel:
+def published(request: pytest.FixtureRequest) -> UNet2DConditionModel:
     config = {**COMMON, "projection_class_embeddings_input_dim": VECTOR, **request.param}
     return randomise(UNet2DConditionModel(**config), 1)
 
 
 @pytest.fixture(scope="module")
-def ours(published) -> UNet:
+def ours(published: UNet2DConditionModel) -> UNet:
     unet = UNet(UNetSpec.from_config(published.config))
     unet.load_state_dict(published.state_dict(), strict=True)
     return unet.eval()
 
 
 @pytest.fixture(scope="module")
-def inputs(published) -> dict[str, Tensor]:
+def inputs(published: UNet2DConditionModel) -> dict[str, Tensor]:
     """Batch 3, latents of 8 x 12, a fractional time, seven tokens."""
     generator = torch.Generator().manual_seed(0)
     return {
@@ -89,20 +93,28 @@ def run_published(published: UNet2DConditionModel, inputs: dict[str, Tensor]) ->
         return published(inputs["x"], inputs["c_noise"], inputs["context"], added_cond_kwargs=added).sample
 
 
-def test_equals_the_published_network(ours, published, inputs, relative):
+def test_equals_the_published_network(
+    ours: UNet, published: UNet2DConditionModel, inputs: dict[str, Tensor], relative: Relative
+) -> None:
     expected = run_published(published, inputs)
     assert expected.std() > 0.2
     assert relative(run(ours, inputs), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["x", "c_noise", "context", "pooled", "sizes"])
-def test_every_input_shows_in_the_output(ours, published, inputs, relative, name):
+def test_every_input_shows_in_the_output(
+    ours: UNet,
+    published: UNet2DConditionModel,
+    inputs: dict[str, Tensor],
+    relative: Relative,
+    name: str,
+) -> None:
     """A control: parity means nothing on a network that ignores its inputs."""
     changed = {**inputs, name: inputs[name].roll(1, dims=0)}
     assert relative(run(ours, changed), run(ours, inputs)) > 0.1
     assert relative(run(ours, changed), run_published(published, changed)) < 1e-5
 
 
-def test_spec_names_the_shape_of_the_network(ours, published):
+def test_spec_names_the_shape_of_the_network(ours: UNet, published: UNet2DConditionModel) -> None:
     assert ours.spec.vector_dim == VECTOR
     assert sum(p.numel() for p in ours.parameters()) == published.num_parameters()

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from models.weights import FP16_WEIGHTS, WEIGHTS, load_unet, load_vae, save_network, weight_files
 
 PARTS = {"unet": (load_unet, UNet2DConditionModel), "vae": (load_vae, AutoencoderKL)}
+Relative = Callable[[Tensor, Tensor], float]
 A_KEY = {"unet": "mid_block.resnets.0.conv1.weight", "vae": "decoder.mid_block.resnets.0.conv1.weight"}
 
 
 @pytest.fixture(params=PARTS)
-def part(request) -> str:
+def part(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -43,33 +44,33 @@ def same_parameters(network: nn.Module, expected: dict[str, Tensor]) -> bool:
     return state.keys() == expected.keys() and all(torch.equal(state[k], v.float()) for k, v in expected.items())
 
 
-def test_a_published_folder_loads_in_fp32_ready_for_inference(folder, part):
+def test_a_published_folder_loads_in_fp32_ready_for_inference(folder: Path, part: str) -> None:
     network = PARTS[part][0](folder)
     assert same_parameters(network, load_file(folder / part / WEIGHTS))
     assert not network.training
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in network.parameters())
 
 
-def test_a_missing_key_is_refused(folder, part):
+def test_a_missing_key_is_refused(folder: Path, part: str) -> None:
     rewrite(folder / part, lambda state: state.pop(A_KEY[part]))
     with pytest.raises(ValueError, match=f"missing keys .*{A_KEY[part]}"):
         PARTS[part][0](folder)
 
 
-def test_an_extra_key_is_refused(folder, part):
+def test_an_extra_key_is_refused(folder: Path, part: str) -> None:
     rewrite(folder / part, lambda state: state.update({"lora.down": torch.zeros(2)}))
     with pytest.raises(ValueError, match="unexpected keys .*lora.down"):
         PARTS[part][0](folder)
 
 
-def test_a_wrong_shape_is_refused(folder, part):
+def test_a_wrong_shape_is_refused(folder: Path, part: str) -> None:
     rewrite(folder / part, lambda state: state.update({A_KEY[part]: state[A_KEY[part]][..., :1].contiguous()}))
     with pytest.raises(ValueError, match=f"shapes differ.*{A_KEY[part]}"):
         PARTS[part][0](folder)
 
 
 @pytest.mark.parametrize(("name", "message"), [("config.json", "config.json is missing"), (WEIGHTS, "holds neither")])
-def test_a_missing_file_is_refused(folder, part, name, message):
+def test_a_missing_file_is_refused(folder: Path, part: str, name: str, message: str) -> None:
     (folder / part / name).unlink()
     with pytest.raises(ValueError, match=message):
         PARTS[part][0](folder)
@@ -77,7 +78,9 @@ def test_a_missing_file_is_refused(folder, part, name, message):
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("shard_size", ["10GB", "150KB"])
-def test_every_layout_that_diffusers_writes_is_read(folder, part, variant, shard_size):
+def test_every_layout_that_diffusers_writes_is_read(
+    folder: Path, part: str, variant: str | None, shard_size: str
+) -> None:
     """One file or shards under an index, fp32 or the half-precision variant."""
     load, published_class = PARTS[part]
     published = published_class.from_pretrained(folder / part).to(torch.float16 if variant else torch.float32)
@@ -91,12 +94,12 @@ def test_every_layout_that_diffusers_writes_is_read(folder, part, variant, shard
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_the_full_precision_file_wins_over_the_variant(folder, part):
+def test_the_full_precision_file_wins_over_the_variant(folder: Path, part: str) -> None:
     save_file({}, folder / part / FP16_WEIGHTS)
     assert weight_files(folder / part) == [folder / part / WEIGHTS]
 
 
-def test_a_missing_shard_is_named(folder):
+def test_a_missing_shard_is_named(folder: Path) -> None:
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(folder / "unet", max_shard_size="150KB")
     (folder / "unet" / WEIGHTS).unlink(missing_ok=True)
     shard = weight_files(folder / "unet")[1]
@@ -105,7 +108,7 @@ def test_a_missing_shard_is_named(folder):
         load_unet(folder)
 
 
-def test_diffusers_reads_what_save_network_wrote(folder, part, tmp_path):
+def test_diffusers_reads_what_save_network_wrote(folder: Path, part: str, tmp_path: Path) -> None:
     load, published_class = PARTS[part]
     network = load(folder)
     config = json.loads((folder / part / "config.json").read_text())
@@ -115,7 +118,7 @@ def test_diffusers_reads_what_save_network_wrote(folder, part, tmp_path):
     assert same_parameters(load(tmp_path / "again"), published.state_dict())
 
 
-def test_outputs_survive_the_round_trip(folder, tmp_path, relative):
+def test_outputs_survive_the_round_trip(folder: Path, tmp_path: Path, relative: Relative) -> None:
     vae = load_vae(folder)
     config = json.loads((folder / "vae" / "config.json").read_text())
     save_network(tmp_path / "again", config, vae.state_dict(), torch.float32)
@@ -127,7 +130,7 @@ def test_outputs_survive_the_round_trip(folder, tmp_path, relative):
         assert relative(vae.decode(latents), expected) < 1e-5
 
 
-def test_save_network_in_half_precision(folder, part, tmp_path):
+def test_save_network_in_half_precision(folder: Path, part: str, tmp_path: Path) -> None:
     load, _ = PARTS[part]
     network = load(folder)
     config = json.loads((folder / part / "config.json").read_text())

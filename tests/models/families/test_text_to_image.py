@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +16,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.families.text_to_image import Row, TextToImageModel, advance, decode, generate, load, prepare, start_row
 from models.plan import make_plan
 from models.schedule import Schedule
-
-# numpy 2 on a tensor, inside the published schedulers
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+from models.weights import WEIGHTS
 
 WIDTH, HEIGHT = 40, 24
 SEEDS = (11, 12)
@@ -55,6 +55,9 @@ class Case(NamedTuple):
     prompt: str = PROMPT
     negative: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.solver}-{self.schedule}-g{self.guidance:g}" + (f"-{self.negative}" if self.negative else "")
+
     @property
     def config(self) -> dict[str, Any]:
         config = {"_class_name": CLASSES[self.solver].__name__, **BETAS, **SCHEDULES[self.schedule]}
@@ -66,8 +69,31 @@ CASES += [Case("euler", "eps-leading", 5.0, 4, negative=NEGATIVE)]
 
 
 @pytest.fixture(scope="module")
-def model(sdxl_folder) -> TextToImageModel:
-    return load(sdxl_folder)
+def folder(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model with a UNet that varies more from timestep to timestep: on smooth ones all solvers are right,
+    and a step more or less hardly shows."""
+    folder = tmp_path_factory.mktemp("lively") / "tiny-xl"
+    shutil.copytree(sdxl_folder, folder)
+    state = load_file(folder / "unet" / WEIGHTS)
+    for name in state:
+        if name.startswith("time_embedding") and name.endswith("weight"):
+            state[name] *= 6.0
+        elif name.startswith("conv_out"):
+            state[name] *= 2.0
+    save_file(state, folder / "unet" / WEIGHTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TextToImageModel:
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def published(folder: Path) -> StableDiffusionXLPipeline:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def rows_of(model: TextToImageModel, case: Case, seeds: tuple[int, ...] = SEEDS) -> list[Row]:
@@ -107,25 +133,33 @@ def run_published(published: StableDiffusionXLPipeline, case: Case) -> tuple[Ten
     return latents[-1], pictures
 
 
+def distance(result: Tensor, expected: Tensor) -> float:
+    """Relative, in the Euclidean norm of all latents. Most is left by Euler under zero terminal SNR, about 3e-5: the
+    published scheduler mixes a latent with noise of sigma 4096 in fp32."""
+    return float((result - expected).norm() / expected.norm())
+
+
 def mean_difference(one: np.ndarray, other: np.ndarray) -> float:
     """In levels of 255."""
     return float(np.abs(one.astype(float) - other.astype(float)).mean())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.solver}-{c.schedule}-g{c.guidance:g}-{c.negative or 'zeros'}")
-def test_latents_and_pictures_equal_the_published_pipeline(model, published, relative, case):
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_latents_and_pictures_equal_the_published_pipeline(
+    model: TextToImageModel, published: StableDiffusionXLPipeline, case: Case
+) -> None:
     rows = rows_of(model, case)
     latents = finish(model, rows)
     pictures = decode(model.decoder, rows)
     expected_latents, expected = run_published(published, case)
     assert expected.std() > 0.1  # 0.2 on the decoder's own scale, which is twice as wide
-    assert relative(latents, expected_latents) < 1e-4
+    assert distance(latents, expected_latents) < 1e-4
     assert pictures.dtype == np.uint8 and pictures.shape == expected.shape == (2, HEIGHT, WIDTH, 3)
     assert np.abs(pictures / 255.0 - expected).max() <= 1.0 / 255.0
 
 
-@pytest.mark.parametrize("case", CASES[:-1], ids=lambda c: f"{c.solver}-{c.schedule}-g{c.guidance:g}")
-def test_another_seed_prompt_or_step_count_is_another_picture(model, case):
+@pytest.mark.parametrize("case", CASES[:-1], ids=str)
+def test_another_seed_prompt_or_step_count_is_another_picture(model: TextToImageModel, case: Case) -> None:
     """Controls: a picture that hardly depends on its request would pass for equal."""
     picture, of_another_seed = pictures_of(model, case)
     assert mean_difference(picture, of_another_seed) > 10.0
@@ -133,7 +167,9 @@ def test_another_seed_prompt_or_step_count_is_another_picture(model, case):
     assert mean_difference(picture, pictures_of(model, case._replace(steps=case.steps - 1))[0]) > 10.0
 
 
-def test_generate_uses_the_defaults_of_the_folder(model, published):
+def test_generate_uses_the_defaults_of_the_folder(
+    model: TextToImageModel, published: StableDiffusionXLPipeline
+) -> None:
     picture = generate(model, PROMPT, seed=5, steps=3)
     published.scheduler = EulerDiscreteScheduler.from_config(model.spec.scheduler_config)
     expected = published(
@@ -158,7 +194,7 @@ MIXED = [
 
 
 @pytest.fixture(scope="module")
-def alone(model) -> Tensor:
+def alone(model: TextToImageModel) -> Tensor:
     """Final latents of the mixed rows, each advanced by itself in an evaluation of eight lanes."""
     return torch.cat([finish(model, rows_of(model, case, (3,)), padded_lanes=8) for case in MIXED])
 
@@ -167,13 +203,13 @@ def mixed_rows(model: TextToImageModel, cases: list[Case] = MIXED) -> list[Row]:
     return [rows_of(model, case, (3,))[0] for case in cases]
 
 
-def test_mixed_rows_advanced_together_keep_their_bits(model, alone):
+def test_mixed_rows_advanced_together_keep_their_bits(model: TextToImageModel, alone: Tensor) -> None:
     """Solvers, steps, guidance and even predictions differ; the evaluation always has eight lanes."""
     assert torch.equal(finish(model, mixed_rows(model), padded_lanes=8), alone)
     assert torch.equal(finish(model, mixed_rows(model)[::-1], padded_lanes=8).flip(0), alone)
 
 
-def test_rows_may_join_while_others_are_under_way(model, alone):
+def test_rows_may_join_while_others_are_under_way(model: TextToImageModel, alone: Tensor) -> None:
     rows = mixed_rows(model)
     advance(model.denoisers["unet"], rows[:1], 8)
     advance(model.denoisers["unet"], rows[:2], 8)
@@ -182,18 +218,18 @@ def test_rows_may_join_while_others_are_under_way(model, alone):
     assert torch.equal(finish(model, rows, padded_lanes=8), alone)
 
 
-def test_mixed_rows_in_evaluations_of_any_size_agree(model, alone, relative):
-    assert relative(finish(model, mixed_rows(model)), alone) < 1e-4
+def test_mixed_rows_in_evaluations_of_any_size_agree(model: TextToImageModel, alone: Tensor) -> None:
+    assert distance(finish(model, mixed_rows(model)), alone) < 1e-5
 
 
-def test_a_neighbour_changes_itself_only(model, alone):
+def test_a_neighbour_changes_itself_only(model: TextToImageModel, alone: Tensor) -> None:
     changed = [MIXED[0], MIXED[1]._replace(prompt=OTHER_PROMPT), *MIXED[2:]]
     latents = finish(model, mixed_rows(model, changed), padded_lanes=8)
     assert torch.equal(latents[[0, 2, 3]], alone[[0, 2, 3]])
     assert (latents[1] - alone[1]).abs().mean() > 0.1 * alone[1].std()
 
 
-def test_a_row_is_finished_after_its_last_line(model):
+def test_a_row_is_finished_after_its_last_line(model: TextToImageModel) -> None:
     (row,) = rows_of(model, MIXED[3], (3,))
     assert row.state.shape == (2, 4, HEIGHT // 2, WIDTH // 2)  # dpm++2m keeps one older estimate
     for line in range(6):
@@ -202,7 +238,7 @@ def test_a_row_is_finished_after_its_last_line(model):
     assert row.finished
 
 
-def test_guidance_of_one_runs_a_single_lane(model):
+def test_guidance_of_one_runs_a_single_lane(model: TextToImageModel) -> None:
     calls = []
 
     def counting(x: Tensor, *inputs: Tensor) -> Tensor:
@@ -214,14 +250,14 @@ def test_guidance_of_one_runs_a_single_lane(model):
     assert calls == [1, 1, 2]
 
 
-def test_decode_rounds_and_clips_each_picture_by_itself(model):
+def test_decode_rounds_and_clips_each_picture_by_itself(model: TextToImageModel) -> None:
     """A stand-in decoder of known levels: -2, -1, 0, 1/255 and 2 become 0, 0, 128, 128 and 255."""
     levels = torch.tensor([-2.0, -1.0, 0.0, 1.0 / 255.0, 2.0])
     pictures = decode(lambda latents: levels.expand(len(latents), 3, 1, 5), rows_of(model, MIXED[0]))
     assert pictures.tolist() == [[[[v] * 3 for v in (0, 0, 128, 128, 255)]]] * 2
 
 
-def test_the_schedule_of_the_folder_is_read(model):
-    assert replace(model.schedule) == Schedule.from_config(model.spec.scheduler_config)
+def test_the_schedule_and_sizes_of_the_folder_are_read(model: TextToImageModel) -> None:
+    assert model.schedule == Schedule.from_config(model.spec.scheduler_config)
     assert (model.schedule.spacing, model.schedule.steps_offset) == ("leading", 1)
     assert (model.latent_channels, model.downscale) == (4, 2)

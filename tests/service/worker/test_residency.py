@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from models.spec import ModelSpec
 from service.settings import Settings
 from service.worker.residency import LoadedModel, Residency, load_model
 from service.worker.runner import Runner
-from tests.support.rig import alone, denoised, make_request
+from tests.support.rig import denoised, make_request
 
 
 class Loader:
@@ -95,6 +94,7 @@ def test_the_id_follows_everything_that_changes_pixels(loaded: LoadedModel, tmp_
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.timeout(300)  # the export, where the cores are busy
 def test_on_onnxruntime_rows_are_their_own_in_any_batch(
     loaded: LoadedModel, sdxl_engines: Path, tmp_path: Path
 ) -> None:
@@ -115,4 +115,3 @@ def test_on_onnxruntime_rows_are_their_own_in_any_batch(
     reference = Runner().decode([denoised(loaded, request, 7)])[0].astype(int)
     assert abs(together[0] - reference).max() <= 1
     assert abs(together[1] - reference).mean() > 10
-    assert alone(fast, request) == alone(replace(fast), request)
