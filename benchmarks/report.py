@@ -112,12 +112,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; numbers in four digits."""
+    """A table; numbers in four digits, a dash for none."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(_cell(cell) for cell in row))
     console.print(table)
 
 
@@ -129,10 +129,10 @@ def print_targets(targets: Sequence[Target]) -> None:
     print_rows("Targets", ("figure", "measured", "target", ""), rows)
 
 
-def shown(path: Path) -> str:
-    """A path for a result file: relative to the repository, or a bare name when it lies elsewhere."""
-    path = path.resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+def _cell(content: object) -> str:
+    if isinstance(content, float):
+        return f"{content:.4g}" if math.isfinite(content) else "-"
+    return str(content)
 
 
 def _version(package: str) -> str | None:

@@ -70,6 +70,6 @@ def _median(starts: list[dict[str, float | None]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app()

@@ -223,9 +223,10 @@ def _quality(report: Mapping[str, Any]) -> str:
         "autoencoder on held-out drawings": f"{report['autoencoder_psnr_db']:.2f} dB",
     }
     table = "\n".join(f"| {what} | {figure} |" for what, figure in rows.items())
+    trial = "**A trial on the first few concepts only: these figures flatter.** " if report.get("only_first") else ""
     return f"""\
-{report["pictures"]} pictures, {report["per_pair"]} for each of {judge["classes"]} concepts in each style, prompts "NAME
-STYLE", seeds from {report["first_seed"]} on; {defaults["steps"]} steps of {defaults["solver"]}, guidance
+{trial}{report["pictures"]} pictures, {report["per_pair"]} for each of {judge["classes"]} concepts in each style,
+prompts "NAME STYLE", seeds from {report["first_seed"]} on; {defaults["steps"]} steps of {defaults["solver"]}, guidance
 {defaults["guidance"]}. The judge is a small classifier over exactly these concepts. It learnt them from drawings in
 other styles ({", ".join(judge["trained_on"])}) and never saw the styles that it judges.
 

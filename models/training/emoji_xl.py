@@ -55,7 +55,7 @@ def trained_autoencoder(drawings: Drawings, checkpoint: Path) -> VAE:
 
 def new_conditioner(drawings: Drawings, tokenizer_folder: Path) -> SDXLConditioner:
     """Untrained towers over a vocabulary learnt from everything that any model of the family may be told."""
-    if (tokenizer_folder / "vocab.json").exists():
+    if (tokenizer_folder / "tokenizer_config.json").exists():  # written last, so the others are whole
         tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     else:
         tokenizer = train_tokenizer(caption_corpus(drawings), tokenizer_folder)

@@ -278,7 +278,7 @@ def main(
     restricted = float(np.mean(list(real_accuracy(referee, drawings).values())))
     figures["judge"] |= {"trained_on": TRAIN_STYLES, "real_accuracy": restricted}
     left_out = {by_slug([slug])[0].name: share for slug, share in real.items() if slug not in kept_concepts(real)}
-    trial = {"hours": hours, "machine": machine, "per_pair": per_pair, "first_seed": first_seed}
+    trial = {"hours": hours, "machine": machine, "per_pair": per_pair, "first_seed": first_seed, "only_first": first}
     report = {**describe(network, model, drawings), **trial, "pictures": len(pictures), **figures, "left_out": left_out}
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -133,7 +133,7 @@ def train_judge(drawings: Drawings, slugs: Sequence[str], steps: int, seed: int 
             logits = network(pictures.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), chosen, label_smoothing=0.1)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     return Judge(network.eval(), tuple(slugs))

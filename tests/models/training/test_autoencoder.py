@@ -29,7 +29,7 @@ from models.training.loop import Recipe
 
 SIZE = 16
 TINY = VAESpec(latent_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=1, scaling_factor=1.0)
-RECIPE = Recipe(steps=40, peak_lr=5e-3, final_lr=1e-3, warmup=5, ema=0.9, save_every_s=-1.0)
+RECIPE = Recipe(steps=40, peak_lr=5e-3, final_lr=1e-3, warmup=5, ema=0.9)
 
 
 class Cut(Exception):

@@ -17,7 +17,15 @@ from models.training.text import MAX_TOKENS, VOCABULARY, WIDTH, new_towers, trai
 
 CAPTIONS = [caption for concept in CONCEPTS for caption in captions(concept, "3d")]
 WORDS = sorted({word for concept in CONCEPTS for word in concept.name.split()})
-TEXTS = [*CAPTIONS[::50], "", "A  RED\tCat!", "don't", "naïve café 7 \N{UNICORN FACE}", "#version ##", "an unseen zyzzyva"]
+TEXTS = [
+    *CAPTIONS[::50],
+    "",
+    "A  RED\tCat!",
+    "don't",
+    "naïve café 7 \N{UNICORN FACE}",
+    "#version ##",
+    "an unseen zyzzyva",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,233 @@
+"""The diffusion training: what it draws, what it asks of the network, and that a short run learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.conditioner import SDXLConditioner, size_features
+from models.schedule import Schedule
+from models.spec import VAESpec
+from models.training import diffusion, text
+from models.training.artwork import Drawings
+from models.training.autoencoder import on_white
+from models.training.concepts import CAPTION_STYLES, by_slug, captions
+from models.training.diffusion import SCHEDULER_CONFIG, UNET_CONFIG, Examples, TextToImageNetworks, train_diffusion
+from models.training.loop import LossFunction, Recipe
+from models.training.text import new_towers, write_tokenizer
+from models.vae import VAE
+from tests.support.tiny_xl import randomise
+
+CONCEPTS = by_slug(["red-heart", "fox"])
+STYLES = (*CAPTION_STYLES, "fx")  # one more than is learnt
+SIZE = 32
+TINY_VAE = VAESpec(
+    latent_channels=8, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=1, scaling_factor=1.0
+)
+TINY_UNET = {**UNET_CONFIG, "block_out_channels": [32, 32], "attention_head_dim": [2, 2]}
+TIME_ID_DIM = UNET_CONFIG["addition_time_embed_dim"]
+RECIPE = Recipe(steps=30, peak_lr=5e-3, final_lr=1e-3, warmup=5, ema=0.9)
+SHORT = Recipe(steps=4, peak_lr=5e-3, final_lr=1e-3, warmup=2, save_every_s=-1.0)
+
+
+class Cut(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "UNET_CONFIG", TINY_UNET)
+    monkeypatch.setattr(diffusion, "BATCH", 8)
+    monkeypatch.setattr(text, "LAYERS", 2)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return randomise(VAE(TINY_VAE), 1)
+
+
+@pytest.fixture
+def examples(vae: VAE) -> Examples:
+    return Examples(bars(), CONCEPTS, vae)
+
+
+@pytest.fixture
+def new_conditioner(tmp_path: Path) -> Callable[[], SDXLConditioner]:
+    """Each call gives the same untrained towers."""
+    tokenizer = write_tokenizer([], tmp_path / "tokenizer")
+    return lambda: SDXLConditioner((tokenizer,) * 2, new_towers(tokenizer, 0), TIME_ID_DIM, zeros_for_empty=True)
+
+
+def bars() -> Drawings:
+    """A bar for each concept and style, and one concept more than is learnt."""
+    slugs = (*(concept.slug for concept in CONCEPTS), "pizza")
+    pairs = [(concept, style) for concept in range(3) for style in range(4)]
+    pixels = np.zeros((len(pairs), SIZE, SIZE, 4), np.uint8)
+    for picture, (concept, style) in zip(pixels, pairs, strict=True):
+        picture[:, 8 * concept : 8 * concept + 12] = (60 * style, 200, 100 * concept, 255)
+    concept, style = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
+    return Drawings(pixels, concept, style, slugs, slugs, slugs, ((),) * 3, STYLES)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def loss_of(
+    unet: nn.Module, examples: Examples, conditioner: SDXLConditioner, monkeypatch: pytest.MonkeyPatch
+) -> LossFunction:
+    """The loss function that would be trained with, on a UNet that stands in."""
+    unet.spec = SimpleNamespace(time_id_dim=TIME_ID_DIM)
+    monkeypatch.setattr(diffusion, "UNet", lambda _spec: unet)
+    monkeypatch.setattr(diffusion, "train", lambda _networks, loss, *_: loss)
+    return train_diffusion(examples, conditioner, Path("never written"))
+
+
+def test_examples_are_the_latents_of_the_captioned_drawings(examples: Examples, vae: VAE) -> None:
+    names = [(concept.slug, style) for concept, style in examples.captioned]
+    assert names == [(concept.slug, style) for concept in CONCEPTS for style in CAPTION_STYLES]
+    chosen = bars().select([concept.slug for concept in CONCEPTS], CAPTION_STYLES)
+    pictures = on_white(torch.from_numpy(chosen.pixels).permute(0, 3, 1, 2))
+    assert len(examples) == 6 and examples.size == SIZE
+    torch.testing.assert_close(examples.mean, vae.encode(pictures))
+    one = torch.ones_like(examples.mean)
+    torch.testing.assert_close(examples.mean + examples.std, vae.encode(pictures, one))
+
+
+def test_drawn_latents_come_with_captions_of_their_own_drawing(examples: Examples) -> None:
+    examples.std.zero_()
+    latents, texts = examples.draw(200, seeded())
+    far = (latents[:, None] - examples.mean).flatten(2).abs().amax(dim=2)
+    assert (far.amin(dim=1) == 0.0).all()
+    picked = far.argmin(dim=1).tolist()
+    assert set(picked) == set(range(6))
+    assert all(text in captions(*examples.captioned[i]) for i, text in zip(picked, texts, strict=True))
+    assert len(set(texts)) > 12
+
+
+def test_drawn_latents_follow_the_posterior(examples: Examples) -> None:
+    examples.mean, examples.std = examples.mean[:1], examples.std[:1]
+    latents, _ = examples.draw(4000, seeded())
+    assert ((latents.mean(dim=0) - examples.mean[0]).abs() / examples.std[0]).max() < 6.0 * 4000**-0.5
+    assert (latents.std(dim=0) / examples.std[0] - 1.0).abs().max() < 0.1
+
+
+def test_draws_follow_their_generator(examples: Examples) -> None:
+    latents, texts = examples.draw(8, seeded())
+    again, same_texts = examples.draw(8, seeded())
+    other, _ = examples.draw(8, seeded(1))
+    assert torch.equal(latents, again) and texts == same_texts
+    assert not torch.equal(latents, other)
+
+
+@torch.no_grad()
+def mean_loss(loss: LossFunction) -> float:
+    """Over the same draws each time."""
+    return float(np.mean([loss(0, seeded(n)).item() for n in range(4)]))
+
+
+class Ideal(nn.Module):
+    """Knows the one drawing there is, and so the noise and v = alpha noise - sigma drawing (Salimans and Ho 2022,
+    appendix D)."""
+
+    def __init__(self, drawing: Tensor) -> None:
+        super().__init__()
+        self.drawing = drawing
+        self.abar = torch.tensor(Schedule.from_config(SCHEDULER_CONFIG).alphas_cumprod)
+
+    def forward(self, x: Tensor, c_noise: Tensor, _context: Tensor, _vector: Tensor) -> Tensor:
+        abar = self.abar[c_noise.long()][:, None, None, None]
+        noise = (x - abar.sqrt() * self.drawing) / (1 - abar).sqrt()
+        return abar.sqrt() * noise - (1 - abar).sqrt() * self.drawing
+
+
+def test_the_ideal_network_has_no_loss(examples, new_conditioner, monkeypatch) -> None:
+    examples.mean, examples.std = examples.mean[:1], torch.zeros_like(examples.std[:1])
+    loss = loss_of(Ideal(examples.mean), examples, new_conditioner(), monkeypatch)
+    assert max(loss(step, seeded(step)).item() for step in range(20)) < 1e-6
+    wrong = loss_of(Ideal(-examples.mean), examples, new_conditioner(), monkeypatch)
+    assert min(wrong(step, seeded(step)).item() for step in range(20)) > 0.01
+
+
+class Witness(nn.Module):
+    """Keeps what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, ...]] = []
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.seen.append(tuple(tensor.detach().float() for tensor in inputs))
+        return inputs[0]
+
+
+def test_a_tenth_of_the_captions_is_dropped_but_never_the_sizes(examples, new_conditioner, monkeypatch) -> None:
+    monkeypatch.setattr(diffusion, "BATCH", 100)
+    witness = Witness()
+    loss = loss_of(witness, examples, new_conditioner(), monkeypatch)
+    for step in range(4):
+        loss(step, seeded(step))
+    _, times, context, vector = (torch.cat(column) for column in zip(*witness.seen, strict=True))
+    pooled, sizes = vector.split([vector.shape[1] - 6 * TIME_ID_DIM, 6 * TIME_ID_DIM], dim=1)
+    dropped = (context == 0.0).all(dim=2).all(dim=1)
+    assert torch.equal(dropped, (pooled == 0.0).all(dim=1))
+    assert 0.05 < float(dropped.float().mean()) < 0.16
+    assert torch.equal(sizes, size_features(SIZE, SIZE, TIME_ID_DIM).expand(400, -1))
+    assert 0 <= times.min() < 30 and 970 <= times.max() <= 999 and times.mean().item() == pytest.approx(500, abs=50)
+
+
+def test_a_short_run_learns_networks_and_towers(examples, new_conditioner, monkeypatch, tmp_path) -> None:
+    examples.std.zero_()  # six latents: few enough to learn by heart
+    losses: list[float] = []
+    train = diffusion.train
+
+    def measured(networks: nn.Module, loss: LossFunction, recipe: Recipe, checkpoint: Path) -> nn.Module:
+        losses.append(mean_loss(loss))
+        average = train(networks, loss, recipe, checkpoint)
+        losses.append(mean_loss(loss))
+        return average
+
+    monkeypatch.setattr(diffusion, "train", measured)
+    networks = train_diffusion(examples, new_conditioner(), tmp_path / "diffusion.pt", RECIPE)
+    before, after = losses
+    assert before > 0.4 and after < 0.75 * before
+    for trained, untrained in zip(networks.conditioner.towers, new_conditioner().towers, strict=True):
+        assert not torch.equal(trained.get_input_embeddings().weight, untrained.get_input_embeddings().weight)
+    assert networks.conditioner.towers[0] is networks.towers[0]  # the average's own towers, not the trained ones
+
+
+@pytest.fixture
+def weights(examples, new_conditioner, tmp_path) -> Callable[..., dict[str, Tensor]]:
+    """(checkpoint name, recipe) -> weights after a run in a new process, as it were."""
+
+    def run(name: str, recipe: Recipe = SHORT) -> dict[str, Tensor]:
+        networks: TextToImageNetworks = train_diffusion(examples, new_conditioner(), tmp_path / name, recipe)
+        return networks.state_dict()
+
+    return run
+
+
+def test_a_cut_and_resumed_run_equals_the_uncut_run(weights, monkeypatch) -> None:
+    uncut = weights("uncut.pt")
+    draw, calls = Examples.draw, []
+
+    def cut(self: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        calls.append(count)
+        if len(calls) == 3:
+            raise Cut
+        return draw(self, count, generator)
+
+    monkeypatch.setattr(Examples, "draw", cut)
+    with pytest.raises(Cut):
+        weights("cut.pt")
+    resumed = weights("cut.pt")
+    assert calls == [8] * 5  # the third step was begun twice, the first two were not done again
+    torch.testing.assert_close(resumed, uncut, rtol=0.0, atol=0.0)
+    other = weights("other.pt", Recipe(**{**vars(SHORT), "seed": 1}))
+    assert not torch.equal(other["unet.conv_in.weight"], uncut["unet.conv_in.weight"])
