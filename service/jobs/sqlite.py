@@ -17,37 +17,13 @@ from pydantic import TypeAdapter
 
 from service.errors import IdempotencyConflict, QueueFull, Unavailable, UnknownJob
 from service.jobs.job import Job, JobError, JobState, Lease, Result, TextToImage
+from service.jobs.sqlite_file import connect, result_code, transaction
 from service.jobs.store import MAX_ATTEMPTS, QueueStats
-
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x4461726B  # "Dark": tells our files from those of other programs
-
-# seq is the order of acceptance and decides every ordering; wall clocks go back, a rowid does not.
-# An index holds the rowid after its columns, so jobs_by_state is (state, seq) and needs no sorting step.
-# The counts are kept by triggers: counting a queue of 100,000 jobs on every submit would cost milliseconds.
-_SCHEMA = (
-    """CREATE TABLE jobs (
-        seq INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE, request TEXT NOT NULL, state TEXT NOT NULL,
-        created_at REAL NOT NULL, started_at REAL, finished_at REAL,
-        attempts INTEGER NOT NULL DEFAULT 0, results TEXT NOT NULL DEFAULT '[]', error TEXT,
-        idempotency_key TEXT UNIQUE, lease_id TEXT UNIQUE, worker TEXT, lease_expires_at REAL,
-        CHECK ((state = 'running') = (lease_id IS NOT NULL))
-    )""",
-    "CREATE INDEX jobs_by_state ON jobs(state)",
-    "CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
-    "INSERT INTO counts VALUES ('queued', 0), ('running', 0)",
-    """CREATE TRIGGER count_insert AFTER INSERT ON jobs
-        BEGIN UPDATE counts SET jobs = jobs + 1 WHERE state = NEW.state; END""",
-    """CREATE TRIGGER count_update AFTER UPDATE OF state ON jobs BEGIN
-        UPDATE counts SET jobs = jobs + (state = NEW.state) - (state = OLD.state); END""",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
 
 _COLUMNS = ", ".join(Job.model_fields)
 _SELECT = f"SELECT {_COLUMNS} FROM jobs WHERE"
 _NO_LEASE = "lease_id = NULL, worker = NULL, lease_expires_at = NULL"
+_REQUEUE = f"UPDATE jobs SET state = 'queued', started_at = NULL, {_NO_LEASE}"
 _RESULTS = TypeAdapter(tuple[Result, ...])
 
 
@@ -83,7 +59,7 @@ class SQLiteStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._db = _connect(Path(path), synchronous, busy_timeout_s)
+        self._db = connect(Path(path), synchronous, busy_timeout_s)
 
     def submit(self, request: TextToImage, idempotency_key: str | None = None) -> Job:
         """Accept a job; see :meth:`JobStore.submit`. A known key is answered even when the queue is full."""
@@ -178,8 +154,13 @@ class SQLiteStore:
         with self._write() as db:
             sql = f"UPDATE jobs SET state = 'failed', error = ?, finished_at = ?, {_NO_LEASE} WHERE attempts >= ? AND"
             failed = db.execute(f"{sql} {where}", (lost.model_dump_json(), now, MAX_ATTEMPTS, value)).rowcount
-            sql = f"UPDATE jobs SET state = 'queued', started_at = NULL, {_NO_LEASE} WHERE"
-            return failed + db.execute(f"{sql} {where}", (value,)).rowcount
+            return failed + db.execute(f"{_REQUEUE} WHERE {where}", (value,)).rowcount
+
+    def release(self, worker: str) -> int:
+        """Give a worker's jobs back unharmed, to the front of the queue; see :meth:`JobStore.release`."""
+        with self._write() as db:
+            where = "WHERE state = 'running' AND worker = ?"
+            return db.execute(f"{_REQUEUE}, attempts = attempts - 1 {where}", (worker,)).rowcount
 
     def stats(self) -> QueueStats:
         """Depth of the queue and age of its oldest job."""
@@ -208,76 +189,15 @@ class SQLiteStore:
             try:
                 yield self._db
             except sqlite3.OperationalError as error:
-                if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
+                if result_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
                     raise Unavailable(f"the job store cannot be used now: {error}") from error
                 raise
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its start, so it cannot fail half way for lack of it."""
-        with self._read() as db, _transaction(db):
+        with self._read() as db, transaction(db):
             yield db
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def _connect(path: Path, synchronous: Literal["NORMAL", "FULL"], busy_timeout_s: float) -> sqlite3.Connection:
-    if synchronous not in ("NORMAL", "FULL"):
-        raise ValueError(f"synchronous is NORMAL or FULL, not {synchronous!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + busy_timeout_s
-    db = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
-    while True:
-        try:
-            _prepare(db, path)
-            db.execute(f"PRAGMA synchronous = {synchronous}")
-            return db
-        except BaseException as error:
-            # Two processes that turn on write-ahead logging at once: SQLite does not wait there, so we do.
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                db.close()
-                raise
-            time.sleep(0.01)
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Create or check the schema; touches nothing in a file that is not ours."""
-    if _has_schema(db, path):
-        return
-    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise RuntimeError(f"{path}: SQLite's write-ahead log is needed and does not work there (mode {mode})")
-    with _transaction(db):
-        if not _has_schema(db, path):  # another process may have been faster
-            for statement in _SCHEMA:
-                db.execute(statement)
-
-
-def _has_schema(db: sqlite3.Connection, path: Path) -> bool:
-    version, application, tables = db.execute(
-        "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_master)"
-        " FROM pragma_user_version, pragma_application_id"
-    ).fetchone()
-    if application != _APPLICATION_ID and (version or tables or application):
-        raise RuntimeError(f"{path} is the database of another program")
-    if version > SCHEMA_VERSION:
-        raise RuntimeError(f"{path} has job schema {version}, newer than {SCHEMA_VERSION}: upgrade Darkroom")
-    return bool(version == SCHEMA_VERSION)
-
-
-def _code(error: BaseException) -> int:
-    """SQLite's primary result code; 0 for any other error."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _new_id(db: sqlite3.Connection, now: float) -> str:

@@ -60,6 +60,10 @@ class JobStore(Protocol):
         """Return jobs of expired leases to the queue (of ``worker``: all its leases, for it is known to be dead), or
         fail them after :data:`MAX_ATTEMPTS`; returns how many jobs were touched."""
 
+    def release(self, worker: str) -> int:
+        """Return all jobs of a worker that stops in order to the queue; unlike with :meth:`reap`, the claim does not
+        count as an attempt. Returns how many there were."""
+
     def stats(self) -> QueueStats:
         """Depth of the queue and age of its oldest job."""
 

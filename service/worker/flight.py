@@ -76,11 +76,11 @@ class Flight:
         return [self._seats.pop(row).picture for row in gone]
 
     def steps(self, job: ActiveJob) -> tuple[int, int]:
-        """(done, in all) steps of the job's slowest picture."""
-        total = job.lease.job.request.num_inference_steps
+        """(done, in all) steps of the job's average picture: of many pictures some wait while others are finished."""
+        total, pictures = job.lease.job.request.num_inference_steps, len(job.results)
         rows = [seat.picture.row for seat in self._seats.values() if seat.job is job]
-        done = [0 if row is None else row.line * total // len(row.plan.lines) for row in rows]
-        return min(done, default=total), total
+        done = sum(0 if row is None else row.line * total // len(row.plan.lines) for row in rows)
+        return (done + (pictures - len(rows)) * total) // max(1, pictures), total
 
     def forget_ended(self) -> None:
         """Drop the jobs whose outcome is written."""

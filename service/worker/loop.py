@@ -68,7 +68,7 @@ class Worker:
     def close(self) -> None:
         """Write what is finished and give the rest back to the queue."""
         self._finisher.close()
-        self._store.reap(self._name)
+        self._store.release(self._name)
 
     def tick(self) -> None:
         """Listen, claim, run one batch."""

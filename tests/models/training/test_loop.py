@@ -157,6 +157,20 @@ def test_another_seed_is_another_run(tmp_path: Path, uncut: dict[str, Any]) -> N
         assert all((other[part][name] - weight).abs().max() > 1e-3 for name, weight in uncut[part].items())
 
 
+def test_every_step_of_every_seed_draws_something_else(tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 1):
+        network = new_network()
+
+        def loss_function(_step: int, generator: torch.Generator, network: nn.Module = network) -> Tensor:
+            x = torch.randn(1, 4, generator=generator)
+            drawn.append(tuple(x[0].tolist()))
+            return network(x).square().mean()
+
+        train(network, loss_function, replace(RECIPE, seed=seed), tmp_path / f"{seed}.pt")
+    assert len(set(drawn)) == len(drawn) == 2 * RECIPE.steps
+
+
 def test_a_finished_run_is_not_gone_on_with(tmp_path: Path, uncut: dict[str, Any]) -> None:
     run(tmp_path / "sum.pt")
     assert_same_bits(run(tmp_path / "sum.pt", cut=RECIPE.steps), uncut)

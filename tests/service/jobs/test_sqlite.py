@@ -15,7 +15,8 @@ import pytest
 
 from service.errors import Unavailable
 from service.jobs.job import JobState, TextToImage
-from service.jobs.sqlite import SCHEMA_VERSION, SQLiteStore
+from service.jobs.sqlite import SQLiteStore
+from service.jobs.sqlite_file import SCHEMA_VERSION
 from service.jobs.store import JobStore
 
 Picture = Callable[..., TextToImage]

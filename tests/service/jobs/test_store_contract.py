@@ -182,6 +182,21 @@ def test_reap_by_worker_takes_all_of_its_leases_and_no_other(store: JobStore, pi
     assert store.complete(alive.id, [RESULT])
 
 
+def test_release_by_a_worker_that_stops_in_order_is_no_attempt(store: JobStore, picture: Picture) -> None:
+    jobs = [store.submit(picture()) for _ in range(2)]
+    store.claim("stopping", 1, 1000)
+    other = claim_one(store, "other")
+    assert store.release("stopping") == 1
+    assert store.release("stopping") == 0
+    back = known(store, jobs[0].id)
+    assert (back.state, back.attempts, back.started_at) == (JobState.QUEUED, 0, None)
+    assert store.complete(other.id, [RESULT])
+    for _ in range(MAX_ATTEMPTS + 1):
+        claim_one(store, "stopping")
+        store.release("stopping")
+    assert known(store, jobs[0].id).state is JobState.QUEUED
+
+
 def test_a_job_that_takes_its_workers_with_it_fails(store: JobStore, picture: Picture, clock: Any) -> None:
     job = store.submit(picture())
     for attempt in range(1, MAX_ATTEMPTS + 1):
