@@ -195,6 +195,7 @@ def test_closing_gives_unfinished_jobs_back(rig: Rig) -> None:
     in_denoiser(rig, 3)
     rig.worker.close()
     assert rig.get(job).state is JobState.QUEUED
+    assert rig.get(job).attempts == 0, "to stop in order is no failed attempt"
 
 
 def test_no_more_jobs_are_claimed_than_have_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
