@@ -82,7 +82,7 @@ def test_the_style_word_is_obeyed(model: TextToImageModel) -> None:
 def test_diffusers_draws_the_same(model: TextToImageModel) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(FOLDER, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
 
     def theirs(prompt: str) -> NDArray[np.uint8]:
