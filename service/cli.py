@@ -106,6 +106,20 @@ def build_engines(
 
 
 @app.command()
+def train(
+    work: Annotated[Path, typer.Option(help="Folder for artwork and checkpoints; what is there is resumed.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+) -> None:
+    """Train emoji-xl, the shipped model, from nothing. Needs the `train` extra, npm, and hours on a CPU."""
+    from models.training.emoji_xl import train_emoji_xl
+
+    try:
+        train_emoji_xl(work, out)
+    except (RuntimeError, ValueError) as error:
+        raise _failure(str(error)) from error
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     model: Annotated[str | None, typer.Option(help="Name of a model, or a model folder.")] = None,

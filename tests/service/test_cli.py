@@ -99,3 +99,33 @@ def test_generate_through_a_server(server: Server, tmp_path: Path, monkeypatch: 
     done = CliRunner().invoke(app, ["generate", "a cat", "-o", str(out)])
     assert done.exit_code == 0 and out.read_bytes().startswith(b"\x89PNG"), done.output
     assert server.store.list(1)[0].request.prompt == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name one model, or say --all"),
+        (["tiny", "--all"], "name one model, or say --all"),
+        (["huge"], "'huge' is not installed; installed: tiny"),
+    ],
+)
+def test_engines_build_says_what_is_wrong(offline: list[TextToImage], arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["engines", "build", *arguments])
+    assert done.exit_code == 1 and said in done.output
+
+
+def test_train_hands_its_folders_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, Path]] = []
+    stand_in = types.ModuleType("models.training.emoji_xl")
+    stand_in.train_emoji_xl = lambda work, out: asked.append((work, out))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "models.training.emoji_xl", stand_in)
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, ["train", *folders]).exit_code == 0
+    assert asked == [(tmp_path / "work", tmp_path / "out")]
+
+    def fail(work: Path, out: Path) -> None:
+        raise RuntimeError("npm is missing")
+
+    stand_in.train_emoji_xl = fail  # type: ignore[attr-defined]
+    done = CliRunner().invoke(app, ["train", *folders])
+    assert done.exit_code == 1 and "npm is missing" in done.output
