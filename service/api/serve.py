@@ -17,6 +17,9 @@ from service.settings import Settings, installed_models, worker_name
 from service.status import read_status
 from service.supervisor import supervise
 
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open. Longer than clients keep theirs (httpx, and so the openai client: 5 s, which is
+also uvicorn's default): whoever closes second may be met by a request on its way, and that request is lost."""
 GRACE_S = 10
 """Time for open requests, and then for the worker, to finish on shutdown."""
 
@@ -37,6 +40,7 @@ def serve(settings: Settings) -> None:
             port=settings.port,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
     finally:

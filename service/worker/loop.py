@@ -32,7 +32,8 @@ from service.worker.runner import Picture, Runner
 logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 64
-"""Pictures in flight; more stay in the queue, where another worker can take them."""
+"""No job is claimed while so many pictures are in flight: what stays in the queue, another worker can take. Jobs of
+several pictures can take the number beyond it."""
 IDLE_WAIT_S = 0.25
 CLAIM_EVERY_S = 1.0
 """Looks into the store without having been told of a job: the bus is lossy."""

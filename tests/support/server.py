@@ -29,12 +29,12 @@ class ServerProcess:
 
     Args:
         data: its data folder, which outlives it.
-        model: the one model folder it serves.
+        model: the one model folder it serves; None for the shipped models.
         engines: an engine cache that holds that model's networks.
         backend: ``onnxruntime`` or ``torch``.
     """
 
-    def __init__(self, data: Path, model: Path, engines: Path, backend: str = "onnxruntime") -> None:
+    def __init__(self, data: Path, model: Path | None, engines: Path, backend: str = "onnxruntime") -> None:
         self.data, self.backend = data, backend
         data.mkdir(parents=True, exist_ok=True)
         if not (data / "engines").exists():
@@ -42,11 +42,13 @@ class ServerProcess:
         self.log = data / "server.log"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")},
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "support" / "no_zoo"), str(ROOT)]),
-            "DARKROOM_MODELS": str(model),
+            "PYTHONPATH": str(ROOT),
             "DARKROOM_BACKEND": backend,
             "DARKROOM_THREADS": "1",
         }
+        if model is not None:
+            self._environment["DARKROOM_MODELS"] = str(model)
+            self._environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "support" / "no_zoo"), str(ROOT)])
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.http = httpx.Client()
