@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.server import ServerProcess
@@ -86,3 +89,16 @@ def test_a_server_that_ends_or_is_killed_finishes_later(tmp_path: Path, sdxl_fol
         undisturbed = server.hashes([server.submit(**body) for body in TEN])
         assert server.hashes(first) == server.hashes(second) == undisturbed
         assert server.terminate() == 0
+
+
+def test_an_idle_connection_outlives_those_of_clients(onnx_server: ServerProcess) -> None:
+    host, port = onnx_server.url.removeprefix("http://").split(":")
+    idle_s = 1.0 + (httpx.Limits().keepalive_expiry or 0.0)
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.request("GET", "/health/live")
+    connection.getresponse().read()
+    kept = connection.sock
+    time.sleep(idle_s)
+    connection.request("GET", "/health/live")
+    assert connection.getresponse().status == 200
+    assert connection.sock is kept, "it had to connect again"
