@@ -18,8 +18,8 @@ from service.status import read_status
 from service.supervisor import supervise
 
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays open. Longer than clients keep theirs (httpx, and so the openai client: 5 s, which is
-also uvicorn's default): whoever closes second may be met by a request on its way, and that request is lost."""
+"""How long an idle connection stays open: longer than clients keep theirs. httpx, and so the openai client, keeps 5 s,
+which is uvicorn's default too, and a request that is sent in the moment in which the server closes is lost."""
 GRACE_S = 10
 """Time for open requests, and then for the worker, to finish on shutdown."""
 
