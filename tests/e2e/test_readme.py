@@ -46,7 +46,8 @@ def typed(command: list[str], server: ServerProcess, folder: Path, script: str) 
 
 def check_red_apple(path: Path) -> None:
     """Red in the middle, white in the corners."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(float)
     assert pixels.shape == (64, 64, 3)
     red, green, blue = pixels[28:44, 20:44].mean(axis=(0, 1))
     assert red > 120 and red > 1.5 * green and red > 1.5 * blue
@@ -85,7 +86,8 @@ def test_jobs(shipped: ServerProcess, tmp_path: Path) -> None:
     assert json.loads(typed(bash, shipped, tmp_path, look.replace("ID", job_id)))["state"] == "completed"
     fetch = fetch.partition("#")[0].replace("ID", job_id)
     typed(bash, shipped, tmp_path, f"{fetch} > rocket.png")
-    assert Image.open(tmp_path / "rocket.png").size == (64, 64)
+    with Image.open(tmp_path / "rocket.png") as image:
+        assert image.size == (64, 64)
     assert json.loads(typed(bash, shipped, tmp_path, cancel.replace("ID", job_id)))["state"] == "completed"
 
 
