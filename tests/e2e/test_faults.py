@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,12 @@ def test_a_server_that_ends_or_is_killed_finishes_later(tmp_path: Path, sdxl_fol
 def test_an_idle_connection_outlives_those_of_clients(onnx_server: ServerProcess) -> None:
     host, port = onnx_server.url.removeprefix("http://").split(":")
     idle_s = 1.0 + (httpx.Limits().keepalive_expiry or 0.0)
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
-    connection.request("GET", "/health/live")
-    connection.getresponse().read()
-    kept = connection.sock
-    time.sleep(idle_s)
-    connection.request("GET", "/health/live")
-    assert connection.getresponse().status == 200
-    assert connection.sock is kept, "it had to connect again"
+    with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
+        connection.request("GET", "/health/live")
+        connection.getresponse().read()
+        kept = connection.sock
+        time.sleep(idle_s)
+        connection.request("GET", "/health/live")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b'{"status":"live","models":[]}')
+        assert connection.sock is kept, "it had to connect again"
