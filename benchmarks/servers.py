@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.report import ROOT
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.settings import ZOO, Settings
 
 READY_TIMEOUT_S = 900.0

@@ -45,7 +45,7 @@ from benchmarks.report import (
     save,
 )
 from benchmarks.servers import Setup, cpu_between, start
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.settings import ZOO, Settings
 
 CLIENTS = 16

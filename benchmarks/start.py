@@ -12,7 +12,7 @@ import typer
 from benchmarks.load import Answer, Request, closed_loop, open_client
 from benchmarks.report import RESULTS, ROOT, Target, console, facts, finite, load, print_rows, print_targets, save
 from benchmarks.servers import Setup, start
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.settings import ZOO, Settings
 
 STEPS = 20

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils.logging import disable_progress_bar
 
 from models.blocks import fourier_features
-from models.spec import UNetSpec
+from models.spec.unet import UNetSpec
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from models.blocks import (
     Upsample,
     fourier_features,
 )
-from models.spec import UNetSpec
+from models.spec.unet import UNetSpec
 
 
 class UNet(nn.Module):

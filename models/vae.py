@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import Attention, Downsample, ResnetBlock, Upsample
-from models.spec import VAESpec
+from models.spec.vae import VAESpec
 
 EPS = 1e-6
 

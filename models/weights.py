@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.spec import read_unet_spec, read_vae_spec
+from models.spec.unet import read_unet_spec
+from models.spec.vae import read_vae_spec
 from models.unet import UNet
 from models.vae import VAE
 
@@ -31,14 +32,14 @@ def load_unet(folder: Path) -> UNet:
         ValueError: a file is missing, or keys or shapes do not match its config to the letter.
     """
     unet = UNet(read_unet_spec(folder))
-    _load_strictly(unet, folder / "unet")
+    load_weights(unet, folder / "unet")
     return unet
 
 
 def load_vae(folder: Path) -> VAE:
     """The autoencoder of ``folder/vae`` in fp32, in evaluation mode; errors as :func:`load_unet`."""
     vae = VAE(read_vae_spec(folder))
-    _load_strictly(vae, folder / "vae")
+    load_weights(vae, folder / "vae")
     return vae
 
 
@@ -61,7 +62,7 @@ def save_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _load_strictly(network: nn.Module, folder: Path) -> None:
+def load_weights(network: nn.Module, folder: Path) -> None:
     state: dict[str, Tensor] = {}
     for path in weight_files(folder):
         if not path.exists():

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.spec import ModelSpec, find_models
+from models.spec.model import ModelSpec, find_models
 
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 """The models that ship with the project."""

@@ -15,7 +15,9 @@ from kernels.solver_step import solver_step
 from models.conditioner import Condition, SDXLConditioner
 from models.plan import Line, Plan, make_plan
 from models.schedule import Schedule
-from models.spec import ModelSpec, read_unet_spec, read_vae_spec
+from models.spec.model import ModelSpec
+from models.spec.unet import read_unet_spec
+from models.spec.vae import read_vae_spec
 from models.vae import VAEDecoder
 from models.weights import load_unet, load_vae
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.spec import VAESpec
+from models.spec.vae import VAESpec
 from models.training.artwork import Drawings
 from models.training.loop import Recipe, train
 from models.vae import VAE

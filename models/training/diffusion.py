@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.conditioner import SDXLConditioner, size_features
 from models.schedule import Schedule
-from models.spec import UNetSpec
+from models.spec.unet import UNetSpec
 from models.training.artwork import Drawings
 from models.training.autoencoder import on_white
 from models.training.concepts import CAPTION_STYLES, Concept, random_caption

@@ -12,7 +12,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from models.conditioner import SDXLConditioner
-from models.spec import UNetSpec, VAESpec
+from models.spec.unet import UNetSpec
+from models.spec.vae import VAESpec
 from models.training.artwork import Drawings, download, render
 from models.training.autoencoder import SPEC, latent_std, on_white, split, train_autoencoder
 from models.training.concepts import CAPTION_STYLES, CONCEPTS, captions

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from fastapi import FastAPI
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.api import health, images, jobs, models
 from service.api.context import Services
 from service.api.errors import add_error_handlers

@@ -8,7 +8,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import Depends, Header, Request
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.api.events import JobWatch
 from service.errors import InvalidRequest, UnknownJob
 from service.jobs.artifacts import ArtifactStore

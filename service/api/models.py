@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from models.plan import SOLVERS
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.api.context import UsesServices
 from service.api.resolve import find_model, size_names
 from service.api.schema import ModelList, ModelView

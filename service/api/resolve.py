@@ -8,7 +8,7 @@ import secrets
 from typing import TypeVar
 
 from models.plan import SOLVERS
-from models.spec import SOLVER_OF_SCHEDULER, ModelSpec
+from models.spec.model import SOLVER_OF_SCHEDULER, ModelSpec
 from service.api.schema import MAX_SEED, Generation
 from service.errors import InvalidRequest, UnknownModel
 from service.jobs.job import TextToImage

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Lease, TextToImage

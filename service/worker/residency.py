@@ -14,7 +14,7 @@ from engines.cache import EngineCache, sha256_of_files
 from engines.prepare import prepare, weights_digest
 from models.families import text_to_image
 from models.families.text_to_image import TextToImageModel
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.settings import Settings
 from service.worker.numerics import Numerics, numerics_id
 

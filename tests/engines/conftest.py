@@ -10,7 +10,8 @@ from torch import nn
 
 from engines.cache import EngineCache
 from engines.prepare import Engines, prepare
-from models.spec import UNetSpec, VAESpec
+from models.spec.unet import UNetSpec
+from models.spec.vae import VAESpec
 from models.unet import UNet
 from models.vae import VAE
 from models.weights import save_network

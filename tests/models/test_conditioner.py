@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from models.conditioner import Condition, SDXLConditioner, size_features
-from models.spec import read_unet_spec
+from models.spec.unet import read_unet_spec
 
 Relative = Callable[[Tensor, Tensor], float]
 LONG = "a red cat and a dog " * 12

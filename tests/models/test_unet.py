@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from models.blocks import fourier_features
-from models.spec import UNetSpec
+from models.spec.unet import UNetSpec
 from models.unet import UNet
 from tests.support.tiny_xl import randomise
 

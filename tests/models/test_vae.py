@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from models.spec import VAESpec
+from models.spec.vae import VAESpec
 from models.vae import VAE, VAEDecoder
 from tests.support.tiny_xl import randomise
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.families.text_to_image import Decoder, Denoiser
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Job, TextToImage

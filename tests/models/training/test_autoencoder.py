@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.spec import VAESpec
+from models.spec.vae import VAESpec
 from models.training import autoencoder
 from models.training.artwork import Drawings
 from models.training.autoencoder import (

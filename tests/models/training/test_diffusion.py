@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.conditioner import SDXLConditioner, size_features
 from models.schedule import Schedule
-from models.spec import VAESpec
+from models.spec.vae import VAESpec
 from models.training import diffusion, text
 from models.training.artwork import Drawings
 from models.training.autoencoder import on_white

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from models.families.text_to_image import TextToImageModel, advance, decode, generate, load, prepare, start_row
 from models.plan import make_plan
-from models.spec import VAESpec
+from models.spec.vae import VAESpec
 from models.training import autoencoder, diffusion, emoji_xl, text
 from models.training.artwork import Drawings
 from models.training.autoencoder import SPEC, on_white, split, train_autoencoder

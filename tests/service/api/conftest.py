@@ -17,7 +17,7 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
-from models.spec import ModelSpec, find_models
+from models.spec.model import ModelSpec, find_models
 from service.api.app import create_app
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event

@@ -16,7 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.jobs.job import JobError, JobState
 from service.settings import Settings
 from tests.service.api.conftest import Server, run_server

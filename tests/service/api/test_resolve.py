@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.api.resolve import find_model, resolve
 from service.api.schema import JobRequest
 from service.errors import InvalidRequest, UnknownModel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.settings import Settings
 from service.worker import loop
 from service.worker.residency import LoadedModel, load_model

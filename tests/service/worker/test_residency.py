@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.spec import ModelSpec
+from models.spec.model import ModelSpec
 from service.settings import Settings
 from service.worker.residency import LoadedModel, Residency, load_model
 from service.worker.runner import Runner

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from models.spec import ModelSpec, UNetSpec, VAESpec, find_models, read_unet_spec, read_vae_spec
+from models.spec.model import ModelSpec, find_models
+from models.spec.unet import UNetSpec, read_unet_spec
+from models.spec.vae import VAESpec, read_vae_spec
 
 UNET = {
     "_class_name": "UNet2DConditionModel",
