@@ -47,15 +47,15 @@ class Target:
         return {**asdict(self), "value": finite(self.value), "met": self.met}
 
 
-def facts(model: Path) -> dict[str, Any]:
-    """When, where and on what a measurement was made."""
-    return {
+def facts(model: Path | None = None) -> dict[str, Any]:
+    """When, where and, if it was of one model, on what a measurement was made."""
+    about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": commit(),
-        "model": {"name": model.name, "weights_sha256": weights_digest(model)},
     }
+    return about if model is None else {**about, "model": {"name": model.name, "weights_sha256": weights_digest(model)}}
 
 
 def machine() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +19,10 @@ ONNX_FILE = "network.onnx"
 _SOURCE = Path(__file__).resolve().parent.parent
 _EXPORTER_FILES = (
     "engines/export.py",
-    "models/unet.py",
-    "models/vae.py",
-    "models/blocks.py",
-    "models/spec/unet.py",
-    "models/spec/vae.py",
     "models/weights.py",
-    "kernels/attention.py",
-    "kernels/geglu.py",
-    "kernels/group_norm_silu.py",
+    *(f"models/{name}.py" for name in ("unet", "unet_blocks", "vae", "blocks", "video_blocks")),
+    *(f"models/spec/{name}.py" for name in ("config", "unet", "vae")),
+    *sorted(f"kernels/{path.name}" for path in (_SOURCE / "kernels").glob("*.py")),
 )
 """The code that decides what an exported graph holds."""
 
@@ -80,13 +76,13 @@ def build(model_folder: Path, cache: EngineCache) -> tuple[Path, Path]:
     )
 
 
-def weights_digest(model_folder: Path) -> str:
-    """Hash of the weights and configs of the networks that :func:`prepare` exports.
+def weights_digest(model_folder: Path, networks: Sequence[str] = ("unet", "vae")) -> str:
+    """Hash of the weights and configs of the networks in these subfolders.
 
     Raises:
         ValueError: a file is missing.
     """
-    return sha256_of_files([*_network_files(model_folder / "unet"), *_network_files(model_folder / "vae")])
+    return sha256_of_files([file for network in networks for file in _network_files(model_folder / network)])
 
 
 def _network_files(folder: Path) -> list[Path]:

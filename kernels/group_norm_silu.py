@@ -27,3 +27,12 @@ def group_norm_silu_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: i
 def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     """Normalise [B, C, *spatial] over ``groups`` channel groups, then SiLU. ``weight`` and ``bias`` are [C]."""
     return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def frames_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """The same for a clip [B, T, C, H, W], with mean and variance over the frames too. ``weight`` and ``bias`` are [C].
+
+    The result has the shape of ``x``. In memory its frames may lie behind its channels, as a temporal convolution on a
+    CPU wants to read them.
+    """
+    return group_norm_silu(x.transpose(1, 2), weight, bias, groups, eps).transpose(1, 2)

@@ -3,9 +3,13 @@
     F = sum_k w_k F_k        D = c_skip x + c_out F        y' = A y + b D + s noise
 
 y = (x, h1 .. hK) is a row's state and the noise goes to x only. F is classifier-free guidance (Ho and Salimans 2022,
-equation 6) over L lanes, D the denoised estimate (Karras et al. 2022, equation 7), and the update holds every linear
-solver: Euler, DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022). Coefficients differ from row to row, so rows of
-different solvers and step counts share one call; rows with fewer lanes or less history are padded with zeros.
+equation 6) over L lanes, whose weights may differ from frame to frame, D the denoised estimate (Karras et al. 2022,
+equation 7), and the update holds every linear solver: Euler, DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022).
+Coefficients differ from row to row, so rows of different solvers and step counts share one call; rows with fewer lanes
+or less history are padded with zeros.
+
+Guidance rescale (Lin et al. 2024, section 3.4) is a statistic of the row and not linear, so it comes before the step:
+``mix_lanes``, ``guidance_rescale``, then ``solver_step`` with the result as the only lane, of weight 1.
 """
 
 from __future__ import annotations
@@ -28,7 +32,12 @@ def solver_step_reference(
     """The formula, row by row in the dtype of the state. Shapes as in :func:`solver_step`."""
     result = torch.empty_like(state)
     for row, y in enumerate(state):
-        guided = sum(float(w) * f.to(y.dtype) for w, f in zip(weights[row], outputs[row], strict=True))
+        guided = torch.zeros_like(y[0])
+        for lane, output in zip(weights[row], outputs[row], strict=True):
+            # One weight for the whole output, or one for each of its frames.
+            for place in range(lane.numel()):
+                part = slice(None) if lane.dim() == 0 else place
+                guided[part] += float(lane.reshape(-1)[place]) * output[part].to(y.dtype)
         denoised = float(c_skip[row]) * y[0] + float(c_out[row]) * guided
         for i in range(len(y)):
             mixed = sum(float(a[row, i, j]) * y[j] for j in range(len(y)))
@@ -37,44 +46,92 @@ def solver_step_reference(
     return result
 
 
+def guidance_rescale_reference(guided: Tensor, positive: Tensor, phi: Tensor) -> Tensor:
+    """The formula over the whole batch. Shapes as in :func:`guidance_rescale`."""
+    dims = list(range(1, guided.dim()))
+    ratio = positive.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
+    phi = phi.reshape(-1, *(1 for _ in dims))
+    return phi * (guided * ratio) + (1.0 - phi) * guided
+
+
 def solver_step(
-    state: Tensor,  # [B, K+1, C, *spatial], fp32 or fp64
-    outputs: Tensor,  # [B, L, C, *spatial]
-    weights: Tensor,  # [B, L]
+    state: Tensor,  # [B, K+1, C, *spatial] or [B, K+1, T, C, *spatial], fp32 or fp64
+    outputs: Tensor,  # [B, L, C, *spatial] or [B, L, T, C, *spatial]
+    weights: Tensor,  # [B, L] or [B, L, T]
     c_skip: Tensor,  # [B]
     c_out: Tensor,  # [B]
     a: Tensor,  # [B, K+1, K+1]
     b: Tensor,  # [B, K+1]
     s: Tensor,  # [B]
-    noise: Tensor,  # [B, C, *spatial]
+    noise: Tensor,  # as one slot of the state
 ) -> Tensor:
-    """The state after the step, [B, K+1, C, *spatial], computed in the dtype of ``state``.
+    """The state after the step, computed in the dtype of ``state`` and of its shape.
 
     A row's result has the same bits in every batch: only products and sums of elements, in a fixed order. A matmul or
-    einsum over L or K would be shorter, but picks its order of summation by the batch size.
+    einsum over L or K would be shorter, but picks its order of summation by the batch size. Equal weights for all
+    frames give the bits of one weight.
     """
     rows, slots = state.shape[:2]
-    lanes = outputs.shape[1]
     assert state.dtype in (torch.float32, torch.float64), state.dtype
-    assert outputs.shape == (rows, lanes, *state.shape[2:]), (outputs.shape, state.shape)
     assert noise.shape == (rows, *state.shape[2:]), (noise.shape, state.shape)
-    assert weights.shape == (rows, lanes) and c_skip.shape == c_out.shape == s.shape == (rows,)
+    assert c_skip.shape == c_out.shape == s.shape == (rows,)
     assert a.shape == (rows, slots, slots) and b.shape == (rows, slots)
 
     def per_row(coefficient: Tensor) -> Tensor:
-        """[B, ...] -> [B, ..., 1, ...], to broadcast over channels and space."""
+        """[B, ...] -> [B, ..., 1, ...], to broadcast over frames, channels and space."""
         ones = (1,) * (state.dim() - 2)
         return coefficient.to(state.dtype).reshape(*coefficient.shape, *ones)
 
-    outputs, noise = outputs.to(state.dtype), noise.to(state.dtype)
-    weights, a, b = per_row(weights), per_row(a), per_row(b)
-    guided = weights[:, 0] * outputs[:, 0]
-    for k in range(1, lanes):
-        guided = guided + weights[:, k] * outputs[:, k]
+    guided = mix_lanes(outputs.to(state.dtype), weights)
+    assert guided.shape == noise.shape, (outputs.shape, state.shape)
+    a, b = per_row(a), per_row(b)
     denoised = per_row(c_skip) * state[:, 0] + per_row(c_out) * guided
-    result = a[:, :, 0] * state[:, :1]  # [B, K+1, C, *spatial]: slot j of the old state into every slot of the new
+    # Slot j of the old state into every slot of the new, [B, K+1, ...]. A sum that begins at +0 is never -0, so slots
+    # and lanes of padding, which add a zero of either sign, change no bit.
+    result = 0.0 + a[:, :, 0] * state[:, :1]
     for j in range(1, slots):
         result = result + a[:, :, j] * state[:, j : j + 1]
     result = result + b * denoised[:, None]
-    result[:, 0] += per_row(s) * noise
+    result[:, 0] += per_row(s) * noise.to(state.dtype)
     return result
+
+
+def mix_lanes(
+    outputs: Tensor,  # [B, L, C, *spatial] or [B, L, T, C, *spatial], fp32 or fp64
+    weights: Tensor,  # [B, L] or [B, L, T]
+) -> Tensor:
+    """F = sum_k w_k F_k, [B, C, *spatial] or [B, T, C, *spatial] in the dtype of ``outputs``.
+
+    A row has the same bits in every batch.
+    """
+    assert outputs.dtype in (torch.float32, torch.float64), outputs.dtype
+    assert weights.shape in (outputs.shape[:2], outputs.shape[:3]), (weights.shape, outputs.shape)
+    weights = weights.to(outputs.dtype).reshape(*weights.shape, *(1,) * (outputs.dim() - weights.dim()))
+    guided = weights[:, 0] * outputs[:, 0]
+    for k in range(1, outputs.shape[1]):
+        guided = guided + weights[:, k] * outputs[:, k]
+    return guided
+
+
+def guidance_rescale(
+    guided: Tensor,  # [B, ...], fp32 or fp64
+    positive: Tensor,  # [B, ...], the output of the positive lane
+    phi: Tensor,  # [B], 0 leaves a row as it is
+) -> Tensor:
+    """Guided outputs with the standard deviation of the positive lane, mixed in by phi; of the shape of ``guided``.
+
+        F' = phi F std(F_positive)/std(F) + (1 - phi) F        (Lin et al. 2024, equations 14 to 16)
+
+    The deviation is over everything but the batch, in fp64 and of one row at a time: a reduction of the whole batch
+    picks its order of summation by the batch size, and a row would get other bits.
+    """
+    assert guided.shape == positive.shape and phi.shape == guided.shape[:1], (guided.shape, positive.shape, phi.shape)
+    ratios = [_deviation(wanted) / _deviation(row) for wanted, row in zip(positive, guided, strict=True)]
+    phi = phi.double()
+    # A factor of exactly 1 keeps the bits of a row that is left as it is, whatever its ratio.
+    factors = torch.where(phi == 0.0, 1.0, phi * torch.stack(ratios) + (1.0 - phi))
+    return guided * factors.to(guided.dtype).reshape(-1, *(1,) * (guided.dim() - 1))
+
+
+def _deviation(row: Tensor) -> Tensor:
+    return row.double().contiguous().std()

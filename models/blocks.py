@@ -79,34 +79,86 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each behind LayerNorm and with a residual."""
+    """Self-attention, cross-attention and feed-forward, each behind LayerNorm and with a residual.
 
-    def __init__(self, channels: int, heads: int, context_dim: int) -> None:
+    With ``only_cross_attention`` the first attention reads the context too.
+    """
+
+    def __init__(self, channels: int, heads: int, context_dim: int, only_cross_attention: bool = False) -> None:
         super().__init__()
+        self.only_cross_attention = only_cross_attention
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads)
+        self.attn1 = Attention(channels, heads, context_dim if only_cross_attention else None)
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, context_dim)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [B, M, C], context [B, N, context_dim] -> [B, M, C]."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+    def forward(self, x: Tensor, context: Tensor, frames: int = 1) -> Tensor:
+        """x [B, T*M, C], context [B, N, context_dim] -> [B, T*M, C]. Each of the T frames attends to itself alone."""
+        if self.only_cross_attention:
+            x = x + cross_attention(self.attn1, self.norm1, x, context)
+        else:
+            apart = self.norm1(x).view(x.shape[0] * frames, -1, x.shape[2])
+            x = x + self.attn1(apart).view_as(x)
+        x = x + cross_attention(self.attn2, self.norm2, x, context)
         return x + self.ff(self.norm3(x))
 
 
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map (Rombach et al. 2022, appendix E.2.1; linear projections
-    as in SDXL)."""
+def cross_attention(attention: Attention, norm: nn.LayerNorm, x: Tensor, context: Tensor) -> Tensor:
+    """What cross-attention adds to a residual stream.
 
-    def __init__(self, channels: int, heads: int, depth: int, context_dim: int, groups: int) -> None:
+    Over one token the softmax is 1, so that attention is its value, whatever is asked: exact, and without the queries.
+    A context whose length is symbolic, in an exported network, takes the general path, which serves one token too.
+
+    Args:
+        attention: queries from ``norm(x)``, keys and values from the context.
+        norm: the LayerNorm in front of it.
+        x: [B, M, C].
+        context: [B, N, context_dim].
+
+    Returns:
+        [B, M, C], or [B, 1, C] for one token.
+    """
+    if isinstance(context.shape[1], int) and context.shape[1] == 1:
+        return attention.to_out[0](attention.to_v(context))
+    return attention(norm(x), context)
+
+
+class TokenConv(nn.Conv2d):
+    """A 1x1 convolution in the checkpoint, applied to tokens as the linear layer that it is."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map (Rombach et al. 2022, appendix E.2.1).
+
+    The projections around them are 1x1 convolutions there, and linear layers from Stable Diffusion 2 on.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        depth: int,
+        context_dim: int,
+        groups: int,
+        linear_projection: bool = True,
+        only_cross_attention: bool = False,
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context_dim) for _ in range(depth)])
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_in = nn.Linear(channels, channels) if linear_projection else TokenConv(channels)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(channels, heads, context_dim, only_cross_attention) for _ in range(depth)]
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear_projection else TokenConv(channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, C, H, W], context [B, N, context_dim] -> [B, C, H, W]."""
@@ -116,7 +168,7 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             h = block(h, context)
         h = self.proj_out(h)
-        return x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -131,7 +183,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H/2, W/2]."""
+        """[B, C, H, W] -> [B, C, H/2, W/2]; the UNet's rounds odd sizes up."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
@@ -142,21 +194,24 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W], or [B, C, *size] where the downsampling had rounded an odd size up."""
+        h = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if size is not None and h.shape[-2:] != size:
+            h = h[..., : size[0], : size[1]]
+        return self.conv(h)
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU between them, over Fourier features."""
+    """Two linear layers with SiLU between them, over Fourier features; the inner one is ``hidden`` wide."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, hidden: int = 0) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_features, out_features)
-        self.linear_2 = nn.Linear(out_features, out_features)
+        self.linear_1 = nn.Linear(in_features, hidden or out_features)
+        self.linear_2 = nn.Linear(hidden or out_features, out_features)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, in_features] -> [B, out_features]."""
+        """[..., in_features] -> [..., out_features]."""
         return self.linear_2(F.silu(self.linear_1(features)))
 
 

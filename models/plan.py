@@ -1,4 +1,4 @@
-"""Plans: a solver run as a table, one line a step, computed once in float64. No torch.
+"""Plans: a solver run as a table, one line an evaluation, computed once in float64. No torch.
 
 A row's state is y = (x, h1 .. hK). With F the network's guided output, one line of the table is
 
@@ -10,23 +10,22 @@ D is the estimate of the clean latent (the denoiser of Karras et al. 2022, equat
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from models.guidance import lane_weights
-from models.schedule import Grid, Interval, Level, Schedule, ddim_grid, dpm_grid, euler_grid
+from models.grids import Interval
+from models.guidance import Guidance, Lane
+from models.schedule import Level, Schedule, preconditioning
+from models.solvers import SOLVERS, Solver
+from models.solvers.base import Matrix, Point, Update, Vector
 
-__all__ = ["SOLVERS", "Line", "Plan", "Schedule", "Solver", "make_plan"]
-
-Vector = tuple[float, ...]
-Matrix = tuple[Vector, ...]
+__all__ = ["SOLVERS", "Guidance", "Lane", "Line", "Plan", "Schedule", "Solver", "make_plan", "supported_solvers"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One step of one row."""
+    """One evaluation of one row."""
 
     network: str
     c_in: float
@@ -43,13 +42,15 @@ class Line:
     alpha: float
     sigma: float
     """After the line x = alpha x0 + sigma eps."""
-    lanes: Vector
-    """Weights of the (negative, positive) lanes, or of (positive,) alone."""
+    lanes: tuple[Lane, ...]
+    """F = sum of weight times output. At least one."""
+    rescale: float = 0.0
+    """phi of guidance rescale (Lin et al. 2024, section 3.4), which acts on F before the update."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of one row. The state begins as x = init_scale * noise and h = 0.
+    """All lines of one row. The state begins as x = init_alpha z + init_sigma noise and h = 0, z an encoded picture.
 
     Noise comes from one generator a row, in this order: the first x, then one draw for every line with ``draw`` set.
     """
@@ -57,7 +58,8 @@ class Plan:
     lines: tuple[Line, ...]
     history: int
     """K, the number of history slots."""
-    init_scale: float
+    init_alpha: float
+    init_sigma: float
 
     @property
     def draws(self) -> int:
@@ -78,125 +80,120 @@ class Plan:
         try:
             content = json.loads(text)
             lines = tuple(_line(line) for line in content["lines"])
-            return cls(lines, int(content["history"]), float(content["init_scale"]))
+            return cls(lines, int(content["history"]), float(content["init_alpha"]), float(content["init_sigma"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a plan: {error!r}") from error
 
 
-class Update(NamedTuple):
-    """The part of a line that belongs to the solver: y' = a y + b D + s noise."""
-
-    a: Matrix
-    b: Vector
-    s: float = 0.0
-    draw: bool = False
-
-
-@dataclass(frozen=True)
-class Solver:
-    """How a solver fills a table: the levels it visits, and its updates between them."""
-
-    grid: Callable[[Schedule, int], Grid]
-    updates: Callable[[Sequence[Interval], float], list[Update]]
-    history: int = 0
-    eta: float | None = 0.0
-    """Share of fresh noise in a step, from 0 (none) to 1 (ancestral sampling). None: the caller chooses."""
-
-
-def first_order(intervals: Sequence[Interval], eta: float) -> list[Update]:
-    """The exact solution for constant D, with a share of the noise replaced by fresh noise.
-
-        q = sigma' alpha / (sigma alpha')       s = eta sigma' sqrt(1 - q^2)
-        a = sqrt(sigma'^2 - s^2) / sigma        b = alpha' - a alpha
-
-    In VP scale this is DDIM (Song et al. 2021, equations 12 and 16). In VE scale it is Euler (Karras et al. 2022,
-    algorithm 1, first order) for eta = 0, and Euler-ancestral for eta = 1, with s = sigma_up and a = sigma_down/sigma.
-    """
-    updates = []
-    for _, (alpha, sigma), (alpha_next, sigma_next) in intervals:
-        q = sigma_next * alpha / (sigma * alpha_next)
-        s = eta * sigma_next * math.sqrt(1.0 - q**2)
-        # sqrt(sigma'^2 - s^2) without the difference: at zero terminal SNR and eta = 1 it is 0, and rounding decides.
-        a = sigma_next / sigma * math.hypot(math.sqrt(1.0 - eta**2), eta * q)
-        updates.append(Update(((a,),), (alpha_next - a * alpha,), s, draw=eta > 0.0))
-    return updates
-
-
-def second_order_multistep(intervals: Sequence[Interval], _eta: float) -> list[Update]:
-    """DPM-Solver++ (2M) with midpoint differences; history is the D of the line before.
-
-        lambda = log(alpha/sigma)    h = lambda' - lambda    r = (lambda - lambda_before) / h
-        B = alpha' (1 - exp(-h)) = alpha' - alpha sigma'/sigma
-        x' = sigma'/sigma x + B (1 + 1/(2r)) D - B/(2r) D_before
-
-    (Lu et al. 2022, DPM-Solver++, algorithm 2.) The first line has no history and the last ends at sigma' = 0, where h
-    is infinite: both are first order, B D alone.
-    """
-    updates = []
-    lambda_before = None
-    for _, (alpha, sigma), (alpha_next, sigma_next) in intervals:
-        a = sigma_next / sigma
-        b = alpha_next - alpha * a
-        lambda_now = math.log(alpha / sigma)
-        half_inverse_r = 0.0
-        if lambda_before is not None and sigma_next > 0.0:
-            h = math.log(alpha_next / sigma_next) - lambda_now
-            half_inverse_r = 0.5 * h / (lambda_now - lambda_before)
-        updates.append(Update(((a, -b * half_inverse_r), (0.0, 0.0)), (b * (1.0 + half_inverse_r), 1.0)))
-        lambda_before = lambda_now
-    return updates
-
-
-SOLVERS: dict[str, Solver] = {
-    "euler": Solver(euler_grid, first_order),
-    "euler-ancestral": Solver(euler_grid, first_order, eta=1.0),
-    "ddim": Solver(ddim_grid, first_order, eta=None),
-    "dpm++2m": Solver(dpm_grid, second_order_multistep, history=1),
-}
-
-
 def make_plan(
-    schedule: Schedule, solver: str, steps: int, guidance: float, network: str = "unet", eta: float = 0.0
+    schedule: Schedule,
+    solver: str,
+    steps: int,
+    guidance: Guidance,
+    *,
+    network: str = "unet",
+    eta: float = 0.0,
+    strength: float = 1.0,
+    from_picture: bool = False,
+    refiner: tuple[str, float] | None = None,
 ) -> Plan:
-    """The table of ``steps`` steps of ``solver`` on ``schedule``, at one guidance scale.
+    """The table of ``steps`` steps of ``solver`` on ``schedule``.
+
+    Guidance is told the step within the full plan, so that a level has the same guidance wherever a row began.
+
+    Args:
+        schedule: the levels that the model knows.
+        solver: a name in ``SOLVERS``.
+        steps: intervals between levels; PLMS has one line more, Heun twice as many less one.
+        guidance: scale and shape; its frames are those of the clip.
+        network: the name that the lines carry.
+        eta: share of fresh noise in DDIM.
+        strength: share of the steps run from a picture, counted as in the published pipelines, but never none.
+        from_picture: begin at the level of the first step that is run, with ``init_alpha`` of the picture. Otherwise
+            the row begins as noise.
+        refiner: (network, at): steps that begin at timesteps below ``1 - at`` of the training steps run on that network
+            (Podell et al. 2023, section 2.5). A multistep solver begins anew there: the outputs of one network say
+            nothing about those of another.
 
     Raises:
-        ValueError: unknown solver; steps, eta or guidance out of range; or a schedule this solver cannot run on.
+        ValueError: unknown solver; a number out of range; or a schedule this solver cannot run on.
     """
+    chosen = _solver_for(schedule, solver, steps, eta)
+    grid = chosen.grids[schedule.kind](schedule, steps)
+    begin = _first_step(schedule, steps, strength, from_picture)
+    lines: list[Line] = []
+    for name, first, last in _legs(schedule, grid.intervals, begin, network, refiner):
+        intervals = grid.intervals[first:last]
+        groups = chosen.rule(schedule, intervals, eta if chosen.eta is None else chosen.eta)
+        for step, interval, updates in zip(range(first, last), intervals, groups, strict=True):
+            lanes = guidance.lanes(step, steps)
+            rescale = guidance.rescale if len(lanes) > 1 else 0.0
+            lines += [_filled(name, schedule, interval, update, lanes, rescale) for update in updates]
+    start = grid.intervals[begin].start if from_picture else Level(0.0, grid.init_sigma)
+    return Plan(tuple(lines), chosen.history, start.alpha, start.sigma)
+
+
+def supported_solvers(schedule: Schedule) -> tuple[str, ...]:
+    """Names of the solvers that run on a schedule of this kind."""
+    return tuple(name for name, solver in SOLVERS.items() if schedule.kind in solver.grids)
+
+
+def _solver_for(schedule: Schedule, solver: str, steps: int, eta: float) -> Solver:
+    """The solver, if it can run like this."""
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    if schedule.kind not in SOLVERS[solver].grids:
+        known = ", ".join(supported_solvers(schedule))
+        raise ValueError(f"solver {solver!r} does not run on a {schedule.kind} schedule; those that do: {known}")
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise ValueError(f"steps must be between 1 and {schedule.num_train_timesteps}, got {steps}")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be between 0 and 1, got {eta}")
-    chosen = SOLVERS[solver]
-    if eta > 0.0 and chosen.eta is not None:
+    if eta > 0.0 and SOLVERS[solver].eta is not None:
         raise ValueError(f"solver {solver!r} has no eta; only ddim has")
-    grid = chosen.grid(schedule, steps)
-    updates = chosen.updates(grid.intervals, eta if chosen.eta is None else chosen.eta)
-    lanes = lane_weights(guidance)
-    lines = []
-    for interval, update in zip(grid.intervals, updates, strict=True):
-        c_in, c_skip, c_out = preconditioning(interval.start, schedule.prediction)
-        lines.append(Line(network, c_in, interval.c_noise, c_skip, c_out, *update, *interval.end, lanes))
-    return Plan(tuple(lines), chosen.history, grid.init_scale)
+    return SOLVERS[solver]
 
 
-def preconditioning(level: Level, prediction: str) -> tuple[float, float, float]:
-    """c_in, c_skip and c_out at a level, with n = sqrt(alpha^2 + sigma^2) the scale of x (1 in VP scale).
+def _first_step(schedule: Schedule, steps: int, strength: float, from_picture: bool) -> int:
+    """The first step that is run. The published pipelines round the number of steps down, those of flow models up."""
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength must be between 0 and 1, got {strength}")
+    if strength < 1.0 and not from_picture:
+        raise ValueError(f"strength {strength} is a share of the way from a picture, but this plan begins as noise")
+    skipped = int(steps - steps * strength) if schedule.kind == "flow" else steps - int(steps * strength)
+    return min(skipped, steps - 1)
 
-    epsilon (Ho et al. 2020, equation 15)                                        1/n    1/alpha      -sigma/alpha
-    v = (alpha eps - sigma x0) / n (Salimans and Ho 2022, section 4)             1/n    alpha/n^2    -sigma/n
-    """
-    alpha, sigma = level
-    n = math.hypot(alpha, sigma)
-    if prediction == "v_prediction":
-        return 1.0 / n, alpha / n**2, -sigma / n
-    if alpha == 0.0:
-        raise ValueError("at zero terminal SNR epsilon says nothing about the image; it needs v_prediction")
-    return 1.0 / n, 1.0 / alpha, -sigma / alpha
+
+def _legs(
+    schedule: Schedule, intervals: Sequence[Interval], begin: int, network: str, refiner: tuple[str, float] | None
+) -> list[tuple[str, int, int]]:
+    """Networks, each with the first step it runs and the first that it does not; none without a step."""
+    if refiner is None:
+        return [(network, begin, len(intervals))]
+    name, at = refiner
+    if not 0.0 <= at <= 1.0:
+        raise ValueError(f"refiner must take over at a share between 0 and 1, got {at}")
+    if schedule.kind == "edm":
+        raise ValueError(f"refiner {name!r} takes over at a timestep, and an edm schedule has none")
+    timestep = round(schedule.num_train_timesteps * (1.0 - at))
+    cut = max(begin, sum(interval.c_noise >= timestep for interval in intervals))
+    return [leg for leg in ((network, begin, cut), (name, cut, len(intervals))) if leg[1] < leg[2]]
+
+
+def _filled(
+    network: str, schedule: Schedule, interval: Interval, update: Update, lanes: tuple[Lane, ...], rescale: float
+) -> Line:
+    c_noise, level = update.at or Point(interval.c_noise, interval.start)
+    c_in, c_skip, c_out = preconditioning(level, schedule.prediction)
+    solved = (update.a, update.b, update.s, update.draw)
+    return Line(network, c_in, c_noise, c_skip, c_out, *solved, *interval.end, lanes, rescale)
 
 
 def _line(content: dict[str, Any]) -> Line:
     matrix = tuple(tuple(row) for row in content["a"])
-    return Line(**{**content, "a": matrix, "b": tuple(content["b"]), "lanes": tuple(content["lanes"])})
+    return Line(**{**content, "a": matrix, "b": tuple(content["b"]), "lanes": tuple(map(_lane, content["lanes"]))})
+
+
+def _lane(content: dict[str, Any]) -> Lane:
+    weight = content["weight"]
+    return Lane(**{**content, "weight": tuple(weight) if isinstance(weight, list) else weight})

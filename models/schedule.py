@@ -1,10 +1,11 @@
-"""Noise schedules: what a published ``scheduler_config.json`` says, and the noise levels a solver visits. No torch.
+"""Noise schedules: what a published ``scheduler_config.json`` says about a model. No torch.
 
-A state at the level (alpha, sigma) is  x = alpha x0 + sigma eps.  Two scales of the same state are in use; abar is the
-product of 1 - beta up to a timestep (Ho et al. 2020, equation 4):
+A state at the level (alpha, sigma) is  x = alpha x0 + sigma eps.  Three scales are in use; abar is the product of
+1 - beta up to a training timestep (Ho et al. 2020, equation 4):
 
     VP (variance preserving):  alpha = sqrt(abar)  sigma = sqrt(1 - abar)
     VE (variance exploding):   alpha = 1           sigma = sqrt((1 - abar) / abar)    (Karras et al. 2022, table 1)
+    flow (straight lines):     alpha = 1 - sigma   sigma from 1 to 0                  (Lipman et al. 2023, equation 20)
 """
 
 from __future__ import annotations
@@ -23,31 +24,50 @@ ZERO_SNR_CAP = 2.0**-24
 """abar of the last training timestep under zero terminal SNR, for solvers that work in sigma or log-SNR: those are
 infinite at abar = 0. It is the cap of the published schedulers, so a model sees the same numbers here as there."""
 
-_DEFAULT_SPACING = {
-    "EulerDiscreteScheduler": "linspace",
-    "EulerAncestralDiscreteScheduler": "linspace",
-    "DDIMScheduler": "leading",
-    "DPMSolverMultistepScheduler": "linspace",
+SPACINGS = ("leading", "trailing", "linspace", "authors", "turbo-demo")
+"""The published three (Lin et al. 2024, table 2), and the grids of two systems' own samplers: ``authors`` is that of
+SDXL, which starts at the last training timestep; ``turbo-demo``, the demonstration of SDXL-Turbo, has the first 1 to 4
+of the timesteps 999, 899, 799, 699."""
+
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "DDIMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
+    "DPMSolverMultistepScheduler": {},
+    "PNDMScheduler": {"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
+    "LCMScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear", "timestep_spacing": "leading"},
+    "UniPCMultistepScheduler": {},
+    "HeunDiscreteScheduler": _LATENT_BETAS,
+    _FLOW: {},
 }
-_ONLY = {
-    "trained_betas": None,
-    "clip_sample": False,
-    "thresholding": False,
-    "interpolation_type": "linear",
-    "timestep_type": "discrete",
-    "final_sigmas_type": "zero",
-    "variance_type": None,
-    "lambda_min_clipped": -math.inf,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "solver_order": 2,
+"""What a class assumes when its config is silent, where it is not what the others assume."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "trained_betas": (None,),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete", "continuous"),
+    "final_sigmas_type": ("zero",),
+    "variance_type": (None,),
+    "lambda_min_clipped": (-math.inf,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "use_dynamic_shifting": (False,),
+    "shift_terminal": (None,),
+    "invert_sigmas": (False,),
+    "stochastic_sampling": (False,),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_type": ("midpoint", "bh2"),
+    "solver_order": (2,),
+    "predict_x0": (True,),
+    "disable_corrector": ([],),
+    "solver_p": (None,),
 }
-"""Options with one supported value. Any other would change the picture, so it is refused and never skipped."""
+"""Options with few supported values. Any other would change the picture, so it is refused and never skipped."""
 
 
 class Level(NamedTuple):
@@ -57,64 +77,77 @@ class Level(NamedTuple):
     sigma: float
 
 
-class Interval(NamedTuple):
-    """One step of a solver: the network sees ``c_noise`` at the level ``start``; the step ends at the level ``end``."""
-
-    c_noise: float
-    start: Level
-    end: Level
-
-
-class Grid(NamedTuple):
-    """All steps of a solver. The state begins as ``init_scale`` times unit noise."""
-
-    init_scale: float
-    intervals: tuple[Interval, ...]
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The noise schedule a model was trained with and how its authors space the sampling steps."""
 
     class_name: str
     alphas_cumprod: tuple[float, ...]
-    """abar per training timestep; the last is exactly 0 under zero terminal SNR."""
+    """abar per training timestep; the last is exactly 0 under zero terminal SNR. A flow schedule has none."""
     prediction: str
+    """``epsilon``, ``v_prediction`` or ``flow_prediction``: what the network was trained to return."""
     spacing: str
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     """Whether DDIM's last step ends at abar = 1, or at the abar of timestep 0."""
     zero_snr: bool = False
+    kind: str = "discrete"
+    """``discrete`` (betas), ``edm`` (continuous sigma, Karras et al. 2022) or ``flow``."""
+    num_train_timesteps: int = 1000
+    karras: bool = False
+    """Whether sigma follows equation 5 of Karras et al. 2022 with rho = 7, in the solvers that publish the option."""
+    sigma_min: float | None = None
+    """The ends of that ramp; None takes them from the betas."""
+    sigma_max: float | None = None
+    shift: float = 1.0
+    """Of a flow schedule: sigma' = shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, equation 23)."""
+    clean_shift: bool = False
+    """Whether a flow schedule's sigmas are 1, (N-1)/N .. 1/N, shifted once. Otherwise they are those of the published
+    class of the solver. Euler's shifts its lower end twice: of few steps the last begins next to 0 and does almost
+    nothing."""
+    sigmas: tuple[float, ...] = ()
+    """An own list for a flow schedule, before the shift, for as many steps as it has; empty: none."""
+    original_inference_steps: int = 50
+    """The steps that a consistency model was distilled on (Luo et al. 2023, section 4.3)."""
+    timestep_scaling: float = 10.0
+    """Of a consistency model's boundary condition."""
 
     @classmethod
     def from_config(cls, scheduler_config: Mapping[str, Any]) -> Schedule:
         """Read a published ``scheduler_config.json``. The class it names gives defaults only: any solver may run on it.
 
+        Two options are our own: ``clean_shift`` and ``sigmas`` of a flow schedule, as the fields of those names.
+
         Raises:
             ValueError: the config asks for something that is not supported; the message names it.
         """
         name = scheduler_config.get("_class_name")
-        if name not in _DEFAULT_SPACING:
-            raise ValueError(f"scheduler class {name!r} is not supported; known: {', '.join(_DEFAULT_SPACING)}")
-        # DDIM alone clips when its config is silent.
-        config = {"clip_sample": name == "DDIMScheduler", **scheduler_config}
-        for key, only in _ONLY.items():
-            if config.get(key) not in (only, None):
-                raise ValueError(f"scheduler option {key}={config[key]!r} is not supported yet, only {only!r} is")
+        if name not in _DEFAULTS:
+            raise ValueError(f"scheduler class {name!r} is not supported; known: {', '.join(_DEFAULTS)}")
+        config = {"timestep_spacing": "linspace", **_DEFAULTS[name], **scheduler_config}
+        _refuse_unsupported(config)
+        kind = _kind(config)
+        known = ("flow_prediction",) if kind == "flow" else ("epsilon", "v_prediction")
         zero_snr = bool(config.get("rescale_betas_zero_snr", False))
         return cls(
             class_name=name,
-            alphas_cumprod=tuple(_alphas_cumprod(config, zero_snr).tolist()),
-            prediction=_one_of(config, "prediction_type", "epsilon", ("epsilon", "v_prediction")),
-            spacing=_one_of(config, "timestep_spacing", _DEFAULT_SPACING[name], ("leading", "trailing", "linspace")),
+            alphas_cumprod=() if kind == "flow" else tuple(_alphas_cumprod(config, zero_snr).tolist()),
+            prediction=_one_of(config, "prediction_type", known[0], known),
+            spacing=_one_of(config, "timestep_spacing", "linspace", SPACINGS),
             steps_offset=int(config.get("steps_offset", 0)),
             set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
             zero_snr=zero_snr,
+            kind=kind,
+            num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
+            karras=bool(config.get("use_karras_sigmas", False)),
+            sigma_min=_positive_or_none(config, "sigma_min"),
+            sigma_max=_positive_or_none(config, "sigma_max"),
+            shift=_positive_or_none(config, "shift" if name == _FLOW else "flow_shift") or 1.0,
+            clean_shift=bool(config.get("clean_shift", False)),
+            sigmas=tuple(float(sigma) for sigma in config.get("sigmas", ())),
+            original_inference_steps=int(config.get("original_inference_steps", 50)),
+            timestep_scaling=float(config.get("timestep_scaling", 10.0)),
         )
-
-    @property
-    def num_train_timesteps(self) -> int:
-        return len(self.alphas_cumprod)
 
     @property
     def capped(self) -> Array:
@@ -125,81 +158,52 @@ class Schedule:
         return abar
 
 
-def euler_grid(schedule: Schedule, steps: int) -> Grid:
-    """VE levels with sigma interpolated between training timesteps (Karras et al. 2022, section 2).
+def preconditioning(level: Level, prediction: str) -> tuple[float, float, float]:
+    """c_in, c_skip and c_out at a level, with n = sqrt(alpha^2 + sigma^2) the scale of x (1 in VP scale).
 
-    Under zero terminal SNR the first sigma is 4096, too large to mix with an image in fp32: same levels, VP scale.
+    epsilon (Ho et al. 2020, equation 15)                                        1/n    1/alpha      -sigma/alpha
+    v = (alpha eps - sigma x0) / n (Salimans and Ho 2022, section 4)             1/n    alpha/n^2    -sigma/n
+    flow = eps - x0 (Esser et al. 2024, equation 13)                             1      1            -sigma
     """
-    abar = schedule.capped
-    # linspace gives fractional timesteps. The network receives them as fp32, so sigma belongs to the rounded number.
-    timesteps = _timesteps(schedule, steps).astype(np.float32).astype(np.float64)
-    sigmas = np.interp(timesteps, np.arange(len(abar)), np.sqrt((1.0 - abar) / abar))
-    ends = [_vp_of_sigma(s) if schedule.zero_snr else Level(1.0, s) for s in (*sigmas.tolist(), 0.0)]
-    # leading begins below the last training timestep, where x still holds some x0, so the noise stands in for all of
-    # alpha x0 + sigma eps, with x0 of unit variance. linspace and trailing begin with sigma eps alone.
-    first = ends[0]
-    init_scale = math.hypot(first.alpha, first.sigma) if schedule.spacing == "leading" else first.sigma
-    return Grid(init_scale, _intervals(timesteps, ends))
+    alpha, sigma = level
+    if prediction == "flow_prediction":
+        return 1.0, 1.0, -sigma
+    n = math.hypot(alpha, sigma)
+    if prediction == "v_prediction":
+        return 1.0 / n, alpha / n**2, -sigma / n
+    if alpha == 0.0:
+        raise ValueError("at zero terminal SNR epsilon says nothing about the image; it needs v_prediction")
+    return 1.0 / n, 1.0 / alpha, -sigma / alpha
 
 
-def ddim_grid(schedule: Schedule, steps: int) -> Grid:
-    """VP levels; each step ends ``num_train_timesteps // steps`` below its start, wherever the next one begins.
-
-    (Song et al. 2021, equation 12. With trailing and linspace the end of a step and the start of the next can differ;
-    the published implementation has it so, and models are judged by its pictures.)
-    """
-    abar = schedule.alphas_cumprod
-    final = 1.0 if schedule.set_alpha_to_one else abar[0]
-    stride = len(abar) // steps
-    timesteps = [round(t) for t in _timesteps(schedule, steps).round().tolist()]
-    return Grid(
-        1.0,
-        tuple(Interval(float(t), _vp(abar[t]), _vp(abar[t - stride] if t >= stride else final)) for t in timesteps),
-    )
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    for key, known in _ONLY.items():
+        value = config.get(key)
+        if value is not None and value not in known:
+            only = " or ".join(repr(option) for option in known)
+            raise ValueError(f"scheduler option {key}={value!r} is not supported yet, only {only} is")
+    if config["_class_name"] == "PNDMScheduler" and not config["skip_prk_steps"]:
+        raise ValueError("scheduler option skip_prk_steps=False is not supported yet, only True is")
+    if config["_class_name"] == "UniPCMultistepScheduler" and not config.get("lower_order_final", True):
+        raise ValueError("scheduler option lower_order_final=False is not supported yet, only True is")
 
 
-def dpm_grid(schedule: Schedule, steps: int) -> Grid:
-    """VP levels at whole timesteps; leading and linspace divide into one more part and leave the lowest out.
-
-    (Lu et al. 2022, DPM-Solver++, section 4, with the spacing of its published implementation.)
-    """
-    abar = schedule.capped
-    timesteps = _timesteps(schedule, steps, left_out=1).round()
-    if len(set(timesteps.tolist())) < steps:
-        raise ValueError(f"{steps} steps of {schedule.spacing} spacing visit a timestep twice; use fewer steps")
-    ends = [_vp(float(abar[round(t)])) for t in timesteps.tolist()] + [Level(1.0, 0.0)]
-    return Grid(1.0, _intervals(timesteps, ends))
-
-
-def _timesteps(schedule: Schedule, steps: int, left_out: int = 0) -> Array:
-    """The training timesteps that ``steps`` steps visit, falling (Lin et al. 2024, table 2)."""
-    count = schedule.num_train_timesteps
-    points = steps + left_out
-    if schedule.spacing == "linspace":
-        timesteps = np.linspace(0, count - 1, points)[::-1]
-    elif schedule.spacing == "leading":
-        timesteps = np.arange(points, dtype=np.float64)[::-1] * (count // points) + schedule.steps_offset
-    else:
-        # Rounding inside arange decides halves, so the expression is the published one. It also gives some counts (61
-        # of 1000) one point too many, at -1: cut.
-        timesteps = np.arange(count, 0, -count / steps).round() - 1.0
-    timesteps = timesteps[:steps]
-    if timesteps[0] > count - 1 or timesteps[-1] < 0:
-        raise ValueError(f"{steps} steps with steps_offset {schedule.steps_offset} leave timesteps 0 .. {count - 1}")
-    return timesteps
-
-
-def _intervals(timesteps: Array, ends: list[Level]) -> tuple[Interval, ...]:
-    return tuple(Interval(t, *pair) for t, *pair in zip(timesteps.tolist(), ends[:-1], ends[1:], strict=True))
-
-
-def _vp(abar: float) -> Level:
-    return Level(math.sqrt(abar), math.sqrt(1.0 - abar))
-
-
-def _vp_of_sigma(sigma: float) -> Level:
-    alpha = 1.0 / math.hypot(sigma, 1.0)
-    return Level(alpha, sigma * alpha)
+def _kind(config: Mapping[str, Any]) -> str:
+    """``discrete``, ``edm`` or ``flow``; the last two where the config leaves no room for a mixture."""
+    karras = bool(config.get("use_karras_sigmas", False))
+    if config["_class_name"] == _FLOW or config.get("use_flow_sigmas"):
+        if karras:
+            raise ValueError("scheduler option use_karras_sigmas=True is not supported on a flow schedule")
+        return "flow"
+    if config.get("timestep_type") != "continuous":
+        return "discrete"
+    ends = (config.get("sigma_min"), config.get("sigma_max"))
+    if not karras or config.get("prediction_type") != "v_prediction" or None in ends:
+        raise ValueError(
+            "scheduler option timestep_type='continuous' is supported only with prediction_type='v_prediction', "
+            "use_karras_sigmas=True, sigma_min and sigma_max"
+        )
+    return "edm"
 
 
 def _alphas_cumprod(config: Mapping[str, Any], zero_snr: bool) -> Array:
@@ -228,3 +232,10 @@ def _one_of(config: Mapping[str, Any], key: str, default: str, known: tuple[str,
     if value not in known:
         raise ValueError(f"scheduler option {key}={value!r} is not supported; known: {', '.join(known)}")
     return str(value)
+
+
+def _positive_or_none(config: Mapping[str, Any], key: str) -> float | None:
+    value = config.get(key)
+    if value is not None and not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"scheduler option {key}={value!r} must be a positive number")
+    return None if value is None else float(value)

@@ -1,20 +1,16 @@
-"""The denoising UNet of latent diffusion and SDXL (Rombach et al. 2022, section 3.2; Podell et al. 2023, section 2)."""
+"""The denoising UNet of latent diffusion, SDXL and Stable Video Diffusion (Rombach et al. 2022, section 3.2; Podell et
+al. 2023, section 2; Blattmann et al. 2023)."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import (
-    Downsample,
-    ResnetBlock,
-    SpatialTransformer,
-    TimestepEmbedding,
-    Upsample,
-    fourier_features,
-)
+from kernels.group_norm_silu import group_norm_silu
+from models.blocks import TimestepEmbedding, fourier_features
 from models.spec.unet import UNetSpec
+from models.unet_blocks import Context, down_blocks, mid_block, up_blocks
+from models.video_blocks import clip_context, per_frame
 
 
 class UNet(nn.Module):
@@ -27,10 +23,12 @@ class UNet(nn.Module):
         time_dim = 4 * channels[0]
         self.conv_in = nn.Conv2d(spec.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], time_dim)
-        self.add_embedding = TimestepEmbedding(spec.vector_dim, time_dim) if spec.vector_dim else None
-        self.down_blocks = nn.ModuleList(_down_blocks(spec, time_dim))
-        self.mid_block = MidBlock(spec, time_dim)
-        self.up_blocks = nn.ModuleList(_up_blocks(spec, time_dim))
+        self.class_embedding = nn.Embedding(spec.num_class_embeds, time_dim) if spec.num_class_embeds else None
+        has_features = spec.vector_dim > 0 and self.class_embedding is None
+        self.add_embedding = TimestepEmbedding(spec.vector_dim, time_dim) if has_features else None
+        self.down_blocks = nn.ModuleList(down_blocks(spec, time_dim))
+        self.mid_block = mid_block(spec, time_dim)
+        self.up_blocks = nn.ModuleList(up_blocks(spec, time_dim))
         self.conv_norm_out = nn.GroupNorm(spec.norm_num_groups, channels[0], spec.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], spec.out_channels, 3, padding=1)
 
@@ -38,122 +36,60 @@ class UNet(nn.Module):
         """One evaluation.
 
         Args:
-            x: [B, in_channels, H, W], already scaled by c_in; H and W multiples of 2^(levels - 1).
+            x: [B, in_channels, H, W], or [B, T, in_channels, H, W] for a temporal network; already scaled by c_in,
+                conditioning channels behind the noisy ones.
             c_noise: [B], the time as the network was trained to see it (0..999 for discrete schedules).
-            context: [B, N, context_dim], text tokens.
-            vector: [B, vector_dim], pooled text and Fourier features of the sizes.
+            context: [B, N, context_dim]: text tokens, an image token, a class token or a set of neighbours.
+            vector: [B, vector_dim], pooled text and Fourier features of numbers, ready to be embedded; a class index
+                [B, 1] (fp32: bf16 holds whole numbers up to 256 only); [B, 0] for a network that takes none;
+                [B, T, vector_dim] where every frame of a clip has its own.
 
         Returns:
-            [B, out_channels, H, W].
+            [B, out_channels, H, W], or [B, T, out_channels, H, W].
+
+        Raises:
+            ValueError: ``x`` or ``vector`` has another number of axes, or ``vector`` another length.
         """
-        time = self._time(c_noise, vector, x.dtype)
-        h = self.conv_in(x)
+        self._check(x, vector)
+        time, frame_context = self._time(c_noise, vector, x), self._context(context, x)
+        h = per_frame(self.conv_in, x)
         skips = [h]
         for block in self.down_blocks:
-            h = block(h, time, context, skips)
-        h = self.mid_block(h, time, context)
+            h = block(h, time, frame_context, skips)
+        h = self.mid_block(h, time, frame_context)
         for block in self.up_blocks:
-            h = block(h, time, context, skips)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+            h = block(h, time, frame_context, skips)
+        return per_frame(self._out, h)
 
-    def _time(self, c_noise: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, time_dim], through the SiLU that every residual block would apply to it."""
-        time = self.time_embedding(fourier_features(c_noise, self.spec.block_out_channels[0]).to(dtype))
+    def _check(self, x: Tensor, vector: Tensor) -> None:
+        axes = 5 if self.spec.temporal else 4
+        if x.dim() != axes:
+            raise ValueError(f"x has {x.dim()} axes, expected {axes}")
+        if vector.dim() != 2 and not (self.spec.temporal and vector.dim() == 3):
+            raise ValueError(f"vector has {vector.dim()} axes, expected 2, or 3 for a clip")
+        if vector.shape[-1] != self.spec.vector_dim:
+            raise ValueError(f"vector has length {vector.shape[-1]}, expected {self.spec.vector_dim}")
+
+    def _time(self, c_noise: Tensor, vector: Tensor, x: Tensor) -> Tensor:
+        """[B, time_dim], or [B, T, time_dim] for a clip, through the SiLU that every residual block would apply."""
+        time = self.time_embedding(fourier_features(c_noise, self.spec.block_out_channels[0]).to(x.dtype))
+        if self.spec.temporal:
+            time = time[:, None]
+        if self.class_embedding is not None:
+            time = time + self.class_embedding(vector[..., 0].to(torch.int64))
         if self.add_embedding is not None:
-            time = time + self.add_embedding(vector.to(dtype))
-        return F.silu(time)
+            added = self.add_embedding(vector.to(x.dtype))
+            time = time + (added[:, None] if time.dim() > added.dim() else added)
+        time = nn.functional.silu(time)
+        return time.expand(-1, x.shape[1], -1).contiguous() if self.spec.temporal else time
 
+    def _context(self, context: Tensor, x: Tensor) -> Context:
+        if not self.spec.temporal:
+            return context
+        channels, depths = self.spec.block_out_channels, self.spec.transformer_depth
+        attentive = {width for width, depth in zip(channels, depths, strict=True) if depth}
+        return clip_context(context, x.shape[1], attentive | {channels[-1]})
 
-class DownBlock(nn.Module):
-    """Residual blocks, each followed by a transformer where the level has attention, then a downsampling."""
-
-    def __init__(self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], channels: int) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-        self.downsamplers = nn.ModuleList([Downsample(channels)] if channels else [])
-
-    def forward(self, h: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """Appends every output to ``skips`` for the way up."""
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(h, time)
-            if self.attentions:
-                h = self.attentions[i](h, context)
-            skips.append(h)
-        for downsample in self.downsamplers:
-            h = downsample(h)
-            skips.append(h)
-        return h
-
-
-class UpBlock(nn.Module):
-    """Like :class:`DownBlock`, each residual block taking one skip beside its input, then an upsampling."""
-
-    def __init__(self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], channels: int) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-        self.upsamplers = nn.ModuleList([Upsample(channels)] if channels else [])
-
-    def forward(self, h: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """Takes its skips from the end of ``skips``."""
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(torch.cat([h, skips.pop()], dim=1), time)
-            if self.attentions:
-                h = self.attentions[i](h, context)
-        for upsample in self.upsamplers:
-            h = upsample(h)
-        return h
-
-
-class MidBlock(nn.Module):
-    """Residual block, transformer, residual block at the lowest resolution."""
-
-    def __init__(self, spec: UNetSpec, time_dim: int) -> None:
-        super().__init__()
-        width = spec.block_out_channels[-1]
-        self.resnets = nn.ModuleList([_resnet(spec, width, width, time_dim) for _ in range(2)])
-        self.attentions = nn.ModuleList(_transformers(spec, len(spec.block_out_channels) - 1, 1))
-
-    def forward(self, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        h = self.resnets[0](h, time)
-        for attention in self.attentions:
-            h = attention(h, context)
-        return self.resnets[1](h, time)
-
-
-def _down_blocks(spec: UNetSpec, time_dim: int) -> list[DownBlock]:
-    blocks, previous = [], spec.block_out_channels[0]
-    for level, width in enumerate(spec.block_out_channels):
-        inputs = [previous] + [width] * (spec.layers_per_block - 1)
-        resnets = [_resnet(spec, channels, width, time_dim) for channels in inputs]
-        last = level == len(spec.block_out_channels) - 1
-        blocks.append(DownBlock(resnets, _transformers(spec, level, len(resnets)), 0 if last else width))
-        previous = width
-    return blocks
-
-
-def _up_blocks(spec: UNetSpec, time_dim: int) -> list[UpBlock]:
-    blocks, widths = [], spec.block_out_channels
-    previous = widths[-1]
-    for level in reversed(range(len(widths))):
-        width = widths[level]
-        # The skips of a level: its own residual blocks' outputs, then the input that came from the level above.
-        skips = [width] * spec.layers_per_block + [widths[max(level - 1, 0)]]
-        inputs = [previous] + [width] * spec.layers_per_block
-        resnets = [_resnet(spec, a + b, width, time_dim) for a, b in zip(inputs, skips, strict=True)]
-        blocks.append(UpBlock(resnets, _transformers(spec, level, len(resnets)), width if level else 0))
-        previous = width
-    return blocks
-
-
-def _resnet(spec: UNetSpec, in_channels: int, out_channels: int, time_dim: int) -> ResnetBlock:
-    return ResnetBlock(in_channels, out_channels, spec.norm_num_groups, spec.norm_eps, time_dim)
-
-
-def _transformers(spec: UNetSpec, level: int, count: int) -> list[SpatialTransformer]:
-    depth = spec.transformer_depth[level]
-    if not depth:
-        return []
-    width, heads = spec.block_out_channels[level], spec.heads[level]
-    return [SpatialTransformer(width, heads, depth, spec.context_dim, spec.norm_num_groups) for _ in range(count)]
+    def _out(self, h: Tensor) -> Tensor:
+        norm = self.conv_norm_out
+        return self.conv_out(group_norm_silu(h, norm.weight, norm.bias, norm.num_groups, norm.eps))

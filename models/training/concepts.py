@@ -1,4 +1,4 @@
-"""The things that the first shipped model can draw, and the captions that it learns for them.
+"""The things that the shipped models can draw, and the captions that it learns for them.
 
 Every concept is drawn in 3d, noto, twemoji and at least three other styles of `artwork`, and the styles agree about its
 pose. Left out after looking at the drawings: people, symbols, whole families (clock faces, moons) and near doubles.
@@ -6,7 +6,9 @@ pose. Left out after looking at the drawings: people, symbols, whole families (c
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,14 @@ UNCOUNTABLE = {
     "sweetcorn",
     "maize",
     "popcorn",
+    "bacon",
+    "sushi",
+    "honey",
+    "chocolate",
+    "confetti",
+    "bowling",
+    "table tennis",
+    "anger",
     "bread",
     "cheese",
     "coffee",
@@ -35,158 +45,24 @@ class Concept:
     synonyms: tuple[str, ...] = ()
 
 
-CONCEPTS = (
-    # faces, creatures, hearts
-    Concept("grinning-face", "happy face", ("smiley", "smile")),
-    Concept("smiling-face-with-heart-eyes", "heart eyes face", ("love face",)),
-    Concept("smiling-face-with-sunglasses", "cool face", ("sunglasses face",)),
-    Concept("loudly-crying-face", "crying face", ("sad face",)),
-    Concept("skull", "skull"),
-    Concept("ghost", "ghost", ("spook",)),
-    Concept("alien", "alien", ("extraterrestrial",)),
-    Concept("robot", "robot", ("android",)),
-    Concept("red-heart", "red heart", ("heart", "love")),
-    Concept("blue-heart", "blue heart"),
-    Concept("green-heart", "green heart"),
-    Concept("broken-heart", "broken heart", ("heartbreak",)),
-    # animals
-    Concept("monkey-face", "monkey", ("ape",)),
-    Concept("dog-face", "dog", ("puppy",)),
-    Concept("fox", "fox"),
-    Concept("cat-face", "cat", ("kitty", "kitten")),
-    Concept("lion", "lion"),
-    Concept("tiger-face", "tiger"),
-    Concept("horse-face", "horse", ("pony",)),
-    Concept("unicorn", "unicorn"),
-    Concept("cow-face", "cow", ("cattle",)),
-    Concept("pig-face", "pig", ("piglet",)),
-    Concept("elephant", "elephant"),
-    Concept("mouse-face", "mouse"),
-    Concept("rabbit-face", "rabbit", ("bunny", "hare")),
-    Concept("bear", "bear"),
-    Concept("panda", "panda"),
-    Concept("baby-chick", "chick", ("baby chicken",)),
-    Concept("penguin", "penguin"),
-    Concept("owl", "owl"),
-    Concept("frog", "frog", ("toad",)),
-    Concept("turtle", "turtle", ("tortoise",)),
-    Concept("snake", "snake", ("serpent",)),
-    Concept("whale", "whale"),
-    Concept("fish", "fish"),
-    Concept("octopus", "octopus"),
-    Concept("crab", "crab"),
-    Concept("snail", "snail"),
-    Concept("butterfly", "butterfly"),
-    Concept("honeybee", "bee", ("honeybee",)),
-    Concept("lady-beetle", "ladybug", ("ladybird", "beetle")),
-    Concept("spider", "spider"),
-    Concept("spider-web", "spider web", ("cobweb",)),
-    # plants
-    Concept("cherry-blossom", "cherry blossom", ("pink flower",)),
-    Concept("rose", "rose", ("red flower",)),
-    Concept("sunflower", "sunflower", ("yellow flower",)),
-    Concept("tulip", "tulip"),
-    Concept("deciduous-tree", "tree"),
-    Concept("palm-tree", "palm tree", ("palm",)),
-    Concept("cactus", "cactus"),
-    Concept("four-leaf-clover", "four leaf clover", ("clover",)),
-    Concept("maple-leaf", "maple leaf", ("leaf",)),
-    Concept("mushroom", "mushroom", ("toadstool",)),
-    # food and drink
-    Concept("grapes", "grapes"),
-    Concept("watermelon", "watermelon", ("melon",)),
-    Concept("tangerine", "orange", ("tangerine", "mandarin")),
-    Concept("lemon", "lemon"),
-    Concept("banana", "banana"),
-    Concept("pineapple", "pineapple"),
-    Concept("red-apple", "red apple", ("apple",)),
-    Concept("green-apple", "green apple"),
-    Concept("pear", "pear"),
-    Concept("peach", "peach"),
-    Concept("cherries", "cherries", ("cherry",)),
-    Concept("strawberry", "strawberry"),
-    Concept("kiwi-fruit", "kiwi", ("kiwi fruit",)),
-    Concept("avocado", "avocado"),
-    Concept("eggplant", "eggplant", ("aubergine",)),
-    Concept("carrot", "carrot"),
-    Concept("ear-of-corn", "corn", ("maize", "sweetcorn")),
-    Concept("hot-pepper", "chili pepper", ("red pepper", "chilli")),
-    Concept("bread", "bread", ("toast", "loaf")),
-    Concept("croissant", "croissant"),
-    Concept("cheese-wedge", "cheese"),
-    Concept("hamburger", "burger", ("hamburger", "cheeseburger")),
-    Concept("french-fries", "french fries", ("fries", "chips")),
-    Concept("pizza", "pizza", ("slice of pizza",)),
-    Concept("hot-dog", "hot dog", ("hotdog",)),
-    Concept("popcorn", "popcorn"),
-    Concept("soft-ice-cream", "ice cream cone", ("ice cream", "icecream")),
-    Concept("doughnut", "donut", ("doughnut",)),
-    Concept("cookie", "cookie", ("biscuit",)),
-    Concept("birthday-cake", "birthday cake", ("cake",)),
-    Concept("lollipop", "lollipop"),
-    Concept("hot-beverage", "cup of coffee", ("coffee", "cup of tea")),
-    Concept("wine-glass", "glass of wine", ("wine", "wine glass")),
-    Concept("beer-mug", "beer", ("mug of beer",)),
-    # places and vehicles
-    Concept("volcano", "volcano"),
-    Concept("house", "house", ("home",)),
-    Concept("castle", "castle"),
-    Concept("ferris-wheel", "ferris wheel"),
-    Concept("rainbow", "rainbow"),
-    Concept("locomotive", "steam train", ("locomotive", "train")),
-    Concept("fire-engine", "fire truck", ("fire engine",)),
-    Concept("automobile", "car", ("automobile", "red car")),
-    Concept("tractor", "tractor"),
-    Concept("bicycle", "bicycle", ("bike",)),
-    Concept("airplane", "airplane", ("plane", "aeroplane")),
-    Concept("helicopter", "helicopter"),
-    Concept("rocket", "rocket", ("spaceship",)),
-    Concept("sailboat", "sailboat", ("boat", "yacht")),
-    Concept("anchor", "anchor"),
-    # sky and weather
-    Concept("sun", "sun"),
-    Concept("crescent-moon", "moon", ("crescent moon",)),
-    Concept("star", "star", ("yellow star",)),
-    Concept("cloud", "cloud"),
-    Concept("high-voltage", "lightning bolt", ("lightning", "thunderbolt")),
-    Concept("umbrella", "umbrella", ("parasol",)),
-    Concept("snowflake", "snowflake"),
-    Concept("snowman", "snowman"),
-    Concept("fire", "fire", ("flame",)),
-    Concept("droplet", "water drop", ("drop", "droplet")),
-    # celebration and sport
-    Concept("jack-o-lantern", "halloween pumpkin", ("pumpkin",)),
-    Concept("christmas-tree", "christmas tree"),
-    Concept("balloon", "red balloon", ("balloon",)),
-    Concept("wrapped-gift", "gift", ("present",)),
-    Concept("trophy", "trophy", ("golden cup",)),
-    Concept("soccer-ball", "soccer ball", ("football",)),
-    Concept("baseball", "baseball"),
-    Concept("basketball", "basketball"),
-    Concept("american-football", "american football"),
-    Concept("video-game", "game controller", ("gamepad",)),
-    Concept("artist-palette", "paint palette", ("palette",)),
-    # things
-    Concept("crown", "crown"),
-    Concept("top-hat", "top hat", ("hat",)),
-    Concept("ring", "ring", ("diamond ring",)),
-    Concept("gem-stone", "diamond", ("gem", "jewel")),
-    Concept("bell", "bell"),
-    Concept("guitar", "guitar"),
-    Concept("headphone", "headphones", ("headset",)),
-    Concept("camera", "camera"),
-    Concept("television", "television", ("tv",)),
-    Concept("light-bulb", "light bulb", ("bulb", "lamp")),
-    Concept("open-book", "open book", ("book",)),
-    Concept("pencil", "pencil"),
-    Concept("scissors", "scissors"),
-    Concept("key", "key"),
-    Concept("locked", "padlock", ("lock",)),
-    Concept("hammer", "hammer"),
-    Concept("bomb", "bomb"),
-    Concept("jeans", "jeans", ("trousers",)),
-    Concept("dress", "dress"),
-)
+CONCEPTS_FILE = Path(__file__).with_name("concepts.csv")
+
+
+def read_concepts(path: Path = CONCEPTS_FILE) -> tuple[Concept, ...]:
+    """The table of concepts: slug, name and synonyms, these separated by semicolons."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return tuple(Concept(row["slug"], row["name"], tuple(filter(None, row["synonyms"].split("; ")))) for row in rows)
+
+
+CONCEPTS = read_concepts()
+FIRST_CONCEPTS = CONCEPTS[:142]  # what training begins with; the rest joins in its second stage
+HELD_OUT_PAIRS = 48
+HELD_OUT = {
+    (concept.slug, CAPTION_STYLES[i % len(CAPTION_STYLES)])
+    for i, concept in enumerate(CONCEPTS[len(FIRST_CONCEPTS) :: 4][:HELD_OUT_PAIRS])
+}
+"""(slug, style) pairs that no training sees: the model knows the thing and the style, but not this thing in it."""
 
 
 def captions(concept: Concept, style: str) -> list[str]:

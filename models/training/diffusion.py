@@ -3,20 +3,21 @@ schedule with zero terminal SNR (Rombach et al. 2022; Salimans and Ho 2022; Lin 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.conditioner import SDXLConditioner, size_features
+from models.conditioners.sdxl import SDXLConditioner, size_features
 from models.schedule import Schedule
-from models.spec.unet import UNetSpec
 from models.training.artwork import Drawings
-from models.training.autoencoder import on_white
 from models.training.concepts import CAPTION_STYLES, Concept, random_caption
 from models.training.loop import Recipe, train
+from models.training.scenes import cast, draw, random_scenes
 from models.unet import UNet
 from models.vae import VAE
 
@@ -53,6 +54,9 @@ SCHEDULER_CONFIG = {
     "steps_offset": 0,
 }
 RECIPE = Recipe(steps=3_000, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.5)
+SECOND_RECIPE = Recipe(steps=6_000, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.5, seed=1)
+SCENES = 12_000
+SCENE_SHARE = 0.3
 BATCH = 48
 CAPTION_DROPOUT = 0.1
 
@@ -68,43 +72,88 @@ class TextToImageNetworks(nn.Module):
 
 
 class Examples:
-    """Captioned latents, resident on one device."""
+    """Captioned latents, resident on one device: single drawings, and scenes made of them."""
 
-    def __init__(self, drawings: Drawings, concepts: Sequence[Concept], vae: VAE) -> None:
-        chosen = drawings.select([c.slug for c in concepts], CAPTION_STYLES)
+    def __init__(
+        self,
+        drawings: Drawings,
+        concepts: Sequence[Concept],
+        vae: VAE,
+        held_out: Collection[tuple[str, str]] = (),
+        scenes: int = 0,
+        scene_seed: int = 0,
+    ) -> None:
+        chosen = without(drawings.select([c.slug for c in concepts], CAPTION_STYLES), held_out)
         by_slug = {concept.slug: concept for concept in concepts}
         self.captioned = [
             (by_slug[drawings.slugs[c]], drawings.styles[s]) for c, s in zip(chosen.concept, chosen.style, strict=True)
         ]
-        pictures = on_white(torch.from_numpy(np.ascontiguousarray(chosen.pixels.transpose(0, 3, 1, 2))))
-        with torch.inference_mode():
-            moments = [vae.moments(chunk) for chunk in pictures.split(32)]
-        self.mean = torch.cat([mean for mean, _ in moments]).clone() * vae.spec.scaling_factor
-        self.std = torch.cat([torch.exp(0.5 * lv) for _, lv in moments]).clone() * vae.spec.scaling_factor
-        self.size = pictures.shape[-1]
+        self.singles = Posterior.of(chosen.on_background(), vae)
+        drawn = random_scenes(cast(chosen, concepts), scenes, scene_seed)
+        self.scene_captions = [scene.caption for scene in drawn]
+        self.scenes = Posterior.of(np.stack([draw(scene, chosen) for scene in drawn]), vae) if drawn else None
+        self.size = chosen.pixels.shape[1]
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.singles.mean)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """``count`` random latents [count, C, h, w], sampled from their posteriors, and a caption for each."""
-        picked = torch.randint(len(self), (count,), generator=generator)
-        noise = torch.randn(self.mean[picked].shape, generator=generator)
+        """``count`` random latents [count, C, h, w], sampled from their posteriors, and a caption for each; a share of
+        :data:`SCENE_SHARE` are scenes where there are any."""
+        of_scenes = 0 if self.scenes is None else round(SCENE_SHARE * count)
+        picked = torch.randint(len(self), (count - of_scenes,), generator=generator)
+        latents = self.singles.sample(picked, generator)
         words = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         texts = [
             random_caption(concept, style, words) for concept, style in (self.captioned[i] for i in picked.tolist())
         ]
-        return self.mean[picked] + self.std[picked] * noise, texts
+        if self.scenes is not None:
+            picked = torch.randint(len(self.scene_captions), (of_scenes,), generator=generator)
+            latents = torch.cat([latents, self.scenes.sample(picked, generator)])
+            texts += [self.scene_captions[i] for i in picked.tolist()]
+        return latents, texts
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the autoencoder makes of pictures, in the network's scale: mean and spread, each [N, C, h, w]."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, pictures: NDArray[np.uint8], vae: VAE) -> Posterior:
+        """Encode uint8 [N, H, W, 3]."""
+        x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        with torch.inference_mode():
+            moments = [vae.moments(chunk.float() / 127.5 - 1.0) for chunk in x.split(32)]
+        scale = vae.spec.scaling_factor
+        mean = torch.cat([mean for mean, _ in moments]).clone() * scale
+        std = torch.cat([torch.exp(0.5 * log_variance) for _, log_variance in moments]).clone() * scale
+        return cls(mean, std)
+
+    def sample(self, picked: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents [len(picked), C, h, w] of the pictures with these indices."""
+        noise = torch.randn(self.mean[picked].shape, generator=generator)
+        return self.mean[picked] + self.std[picked] * noise
+
+
+def without(drawings: Drawings, pairs: Collection[tuple[str, str]]) -> Drawings:
+    """The drawings that are not one of these (slug, style) pairs."""
+    keep = [
+        (drawings.slugs[c], drawings.styles[s]) not in pairs
+        for c, s in zip(drawings.concept, drawings.style, strict=True)
+    ]
+    columns = {key: getattr(drawings, key)[np.array(keep)] for key in ("pixels", "concept", "style")}
+    return replace(drawings, **columns)
 
 
 def train_diffusion(
-    examples: Examples, conditioner: SDXLConditioner, checkpoint: Path, recipe: Recipe = RECIPE
+    examples: Examples, networks: TextToImageNetworks, checkpoint: Path, recipe: Recipe = RECIPE
 ) -> TextToImageNetworks:
     """Train, or resume, and return the averaged networks."""
-    torch.manual_seed(recipe.seed)
-    unet = UNet(UNetSpec.from_config(UNET_CONFIG))
+    unet, conditioner = networks.unet, networks.conditioner
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
-    networks = TextToImageNetworks(unet, conditioner)
     abar = torch.tensor(Schedule.from_config(SCHEDULER_CONFIG).alphas_cumprod)
     sizes = size_features(examples.size, examples.size, unet.spec.time_id_dim)
 

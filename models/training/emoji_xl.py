@@ -11,20 +11,24 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from models.conditioner import SDXLConditioner
+from models.conditioners.sdxl import SDXLConditioner
 from models.spec.unet import UNetSpec
 from models.spec.vae import VAESpec
 from models.training.artwork import Drawings, download, render
 from models.training.autoencoder import SPEC, latent_std, on_white, split, train_autoencoder
-from models.training.concepts import CAPTION_STYLES, CONCEPTS, captions
+from models.training.concepts import CAPTION_STYLES, CONCEPTS, FIRST_CONCEPTS, HELD_OUT, captions
 from models.training.diffusion import (
+    RECIPE,
+    SCENES,
     SCHEDULER_CONFIG,
+    SECOND_RECIPE,
     UNET_CONFIG,
     Examples,
     TextToImageNetworks,
     train_diffusion,
 )
 from models.training.text import new_towers, train_tokenizer
+from models.unet import UNet
 from models.vae import VAE
 from models.weights import save_network
 
@@ -40,8 +44,10 @@ def train_emoji_xl(work: Path, out: Path) -> None:
     vae = trained_autoencoder(drawings, work / "autoencoder.pt")
     tokenizer_folder = work / "tokenizer"
     conditioner = new_conditioner(drawings, tokenizer_folder)
-    examples = Examples(drawings, CONCEPTS, vae)
-    networks = train_diffusion(examples, conditioner, work / "diffusion.pt")
+    networks = new_networks(conditioner)
+    networks = train_diffusion(Examples(drawings, FIRST_CONCEPTS, vae), networks, work / "diffusion.pt", RECIPE)
+    examples = Examples(drawings, CONCEPTS, vae, HELD_OUT, SCENES)
+    networks = train_diffusion(examples, networks.requires_grad_(True), work / "scenes.pt", SECOND_RECIPE)
     export(networks, vae, tokenizer_folder, out)
 
 
@@ -62,6 +68,12 @@ def new_conditioner(drawings: Drawings, tokenizer_folder: Path) -> SDXLCondition
         tokenizer = train_tokenizer(caption_corpus(drawings), tokenizer_folder)
     dim = UNetSpec.from_config(UNET_CONFIG).time_id_dim
     return SDXLConditioner((tokenizer, tokenizer), new_towers(tokenizer, SEED), dim, zeros_for_empty=True)
+
+
+def new_networks(conditioner: SDXLConditioner) -> TextToImageNetworks:
+    """An untrained UNet beside the conditioner's towers."""
+    torch.manual_seed(SEED)
+    return TextToImageNetworks(UNet(UNetSpec.from_config(UNET_CONFIG)), conditioner)
 
 
 def caption_corpus(drawings: Drawings) -> Iterator[str]:
@@ -102,15 +114,17 @@ def export(networks: TextToImageNetworks, vae: VAE, tokenizer_folder: Path, out:
 
 
 def vae_config(spec: VAESpec) -> dict[str, object]:
-    """``vae/config.json`` of an autoencoder."""
+    """``vae/config.json`` of an autoencoder with attention in its middle alone."""
     levels = len(spec.block_out_channels)
+    numbers = asdict(spec)
+    del numbers["attention_levels"]  # published configs say it by the names of their blocks
     return {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "sample_size": 64,
-        **asdict(spec),
+        **numbers,
     }
 
 

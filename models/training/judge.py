@@ -6,6 +6,7 @@ shipped model draws. Concepts that it cannot name in real art of those styles ar
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,17 @@ class Judge:
         network = Network(len(slugs), width=state["stem.bias"].numel())
         network.load_state_dict(state)
         return Judge(network.eval(), slugs)
+
+
+def restrict(judge: Judge, slugs: Sequence[str]) -> Judge:
+    """The same judge over these classes alone, so that it must name one of them."""
+    rows = [judge.slugs.index(slug) for slug in slugs]
+    network, head = copy.deepcopy(judge.network), judge.network.head
+    network.head = nn.Linear(head.in_features, len(rows))
+    with torch.no_grad():
+        network.head.weight.copy_(head.weight[rows])
+        network.head.bias.copy_(head.bias[rows])
+    return Judge(network.eval(), tuple(slugs))
 
 
 def train_judge(drawings: Drawings, slugs: Sequence[str], steps: int, seed: int = 0, width: int = 32) -> Judge:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from models.plan import SOLVERS
 from models.spec.model import ModelSpec
 from service.api.context import UsesServices
-from service.api.resolve import find_model, size_names
+from service.api.resolve import find_model, schedulers, size_names
 from service.api.schema import ModelList, ModelView
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -35,5 +34,5 @@ def _view(spec: ModelSpec) -> ModelView:
         default_guidance=spec.guidance,
         max_guidance=spec.max_guidance,
         default_scheduler=spec.solver,
-        schedulers=list(SOLVERS),
+        schedulers=list(schedulers(spec)),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
+from functools import lru_cache
 from typing import TypeVar
 
-from models.plan import SOLVERS
+from models.plan import Guidance, Schedule, make_plan, supported_solvers
 from models.spec.model import SOLVER_OF_SCHEDULER, ModelSpec
 from service.api.schema import MAX_SEED, Generation
 from service.errors import InvalidRequest, UnknownModel
@@ -24,17 +26,20 @@ def resolve(body: Generation, models: dict[str, ModelSpec], idempotency_key: str
         InvalidRequest: a value is beyond what the model offers.
     """
     spec = find_model(body.model, models)
+    if spec.system.task != "text-to-image":
+        raise InvalidRequest(f"model {spec.name!r} does {spec.system.task}, not text-to-image", param="model")
     width, height = _size(body.size, spec)
     n = body.n or 1
+    steps = _at_most("num_inference_steps", body.num_inference_steps, spec.max_steps) or spec.steps
     return TextToImage(
         model=spec.name,
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
         width=width,
         height=height,
-        num_inference_steps=_at_most("num_inference_steps", body.num_inference_steps, spec.max_steps) or spec.steps,
+        num_inference_steps=steps,
         guidance_scale=_at_most("guidance_scale", body.guidance_scale, spec.max_guidance) or spec.guidance,
-        scheduler=_scheduler(body.scheduler, spec),
+        scheduler=_scheduler(body.scheduler, spec, steps),
         seed=_seed(body.seed, n, idempotency_key),
         n=n,
         deterministic=body.deterministic is not False,
@@ -74,14 +79,36 @@ def _size(text: str | None, spec: ModelSpec) -> tuple[int, int]:
     return size
 
 
-def _scheduler(name: str | None, spec: ModelSpec) -> str:
-    if name is None:
-        return spec.solver
+def schedulers(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the solvers that run on this model's noise schedule."""
+    return supported_solvers(_schedule(json.dumps(spec.scheduler_config)))
+
+
+def _scheduler(name: str | None, spec: ModelSpec, steps: int) -> str:
     # The class names of published folders are what users of those libraries have at hand.
-    solver = SOLVER_OF_SCHEDULER.get(name, name)
-    if solver not in SOLVERS:
-        raise InvalidRequest(f"scheduler {name[:80]!r} is not one of {', '.join(SOLVERS)}", param="scheduler")
+    solver = spec.solver if name is None else SOLVER_OF_SCHEDULER.get(name, name)
+    known = schedulers(spec)
+    if solver not in known:
+        raise InvalidRequest(f"scheduler {solver[:80]!r} is not one of {', '.join(known)}", param="scheduler")
+    fault = _fault(json.dumps(spec.scheduler_config), solver, steps)
+    if fault:
+        raise InvalidRequest(f"scheduler {solver!r} cannot run {steps} steps: {fault}", param="num_inference_steps")
     return solver
+
+
+@lru_cache(maxsize=64)
+def _schedule(config: str) -> Schedule:
+    return Schedule.from_config(json.loads(config))
+
+
+@lru_cache(maxsize=4096)
+def _fault(config: str, solver: str, steps: int) -> str:
+    """Why there is no such plan; empty when there is one."""
+    try:
+        make_plan(_schedule(config), solver, steps, Guidance())
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _seed(seed: int | None, n: int, idempotency_key: str | None) -> int:

@@ -23,9 +23,11 @@ class BatchKey:
     stage: Stage
     model: str
     network: str
-    """The network that runs: a plan line's name, or the stage's own."""
+    """The network that runs: a plan line's name, its variants joined by "+", or the stage's own."""
     shape: tuple[int, ...]
     """Latent channels, height and width."""
+    tokens: int
+    """Length of the context; 0 outside the denoiser."""
     numerics_id: str
     max_lanes: int
     """Lanes of the largest batch of this key."""

@@ -31,7 +31,7 @@ def generate(settings: Settings, request: TextToImage, on_step: Callable[[int, i
     runner = Runner()
     runner.encode([picture])
     while picture.stage is Stage.DENOISE:
-        runner.denoise([picture], picture.key.network)
+        runner.denoise([picture])
         if picture.row is not None:
             on_step(picture.row.line, len(picture.row.plan.lines))
     return encode_picture(runner.decode([picture])[0], request, request.seed)

@@ -183,7 +183,7 @@ class Worker:
         if key.stage is Stage.ENCODE:
             self._runner.encode(pictures)
         elif key.stage is Stage.DENOISE:
-            self._runner.denoise(pictures, key.network)
+            self._runner.denoise(pictures)
         else:
             return self._runner.decode(pictures)
         return ()

@@ -25,6 +25,10 @@ STRICT_LANES = 8
 """Torch's CPU kernels choose their order of summation by the batch size: only a constant one gives constant bytes."""
 
 
+EXPORTABLE = ("StableDiffusionXLPipeline",)
+"""Pipelines whose networks become engines; the others run on torch."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to run, and the two ways its rows may run."""
@@ -41,7 +45,7 @@ class LoadedModel:
 
 def load_model(spec: ModelSpec, settings: Settings) -> LoadedModel:
     """Load a model on the configured back end; with ONNX Runtime, export what the engine cache lacks."""
-    if settings.backend == "onnxruntime":
+    if settings.backend == "onnxruntime" and spec.pipeline in EXPORTABLE:
         return _on_onnxruntime(spec, settings)
     return _on_torch(spec)
 
@@ -67,7 +71,7 @@ def _on_torch(spec: ModelSpec) -> LoadedModel:
         "version": torch.__version__,
         "precision": "fp32",
         "device": f"cpu/{torch.backends.cpu.get_cpu_capability()}",
-        "weights": weights_digest(spec.folder),
+        "weights": weights_digest(spec.folder, (spec.system.denoiser, "vae")),
         "rest": _rest_digest(spec),
     }
     strict = numerics_id({**parts, "invariance": f"fixed-{STRICT_LANES}"})
@@ -81,8 +85,8 @@ def _on_torch(spec: ModelSpec) -> LoadedModel:
 
 def _rest_digest(spec: ModelSpec) -> str:
     """Hash of what runs in torch on every back end: text towers, tokenizers, and the tables made from the schedule."""
-    parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    return sha256_of_files([path for part in parts for path in sorted((spec.folder / part).iterdir())])
+    parts = [path for path in sorted(spec.folder.iterdir()) if path.name.startswith(("scheduler", "text_enc", "token"))]
+    return sha256_of_files([path for part in parts for path in sorted(part.iterdir())])
 
 
 class Residency:

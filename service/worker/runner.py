@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.conditioner import Condition
+from models.conditioners.condition import Condition
 from models.families import text_to_image
-from models.families.text_to_image import Row
+from models.families.row import Row, advance
+from models.guidance import Guidance
 from models.plan import make_plan
 from service.jobs.job import TextToImage
 from service.worker.batch import BatchKey, Item, Stage
@@ -50,9 +51,11 @@ class Picture:
         request, model = self.request, self.loaded.model
         latent = (model.latent_channels, request.height // model.downscale, request.width // model.downscale)
         network, most = {Stage.ENCODE: "text", Stage.DECODE: "vae"}.get(self.stage, ""), MAX_BATCH[self.stage]
+        tokens = 0
         if self.row is not None and self.stage is Stage.DENOISE:
-            network, most = self.row.plan.lines[self.row.line].network, self.numerics.max_lanes
-        return BatchKey(self.stage, request.model, network, latent, self.numerics.id, most)
+            network, most = "+".join(sorted(self.row.networks)), self.numerics.max_lanes
+            tokens = len(self.row.conditions["positive"].context)
+        return BatchKey(self.stage, request.model, network, latent, tokens, self.numerics.id, most)
 
     def item(self, row: int) -> Item:
         """The next piece of work, for the scheduler."""
@@ -67,28 +70,27 @@ class Runner:
     """Executes batches. A batch that raises leaves every picture as it was."""
 
     def __init__(self) -> None:
-        self._prompts: OrderedDict[tuple[str, ...], tuple[Condition, ...]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, ...], dict[str, Condition]] = OrderedDict()
 
     def encode(self, pictures: Sequence[Picture]) -> None:
         """Prompt to conditions and line 0. One prompt at a time: its bytes must not depend on its neighbours."""
         for picture in pictures:
             request, model = picture.request, picture.loaded.model
-            plan = make_plan(model.schedule, request.scheduler, request.num_inference_steps, request.guidance_scale)
-            picture.row = text_to_image.start_row(
-                model, plan, self._conditions(picture), picture.seed, request.width, request.height
+            plan = make_plan(
+                model.schedule,
+                request.scheduler,
+                request.num_inference_steps,
+                Guidance(request.guidance_scale),
+                network=model.spec.system.denoiser,
             )
+            size = (request.width, request.height)
+            picture.row = text_to_image.start_row(model, plan, self._conditions(picture), picture.seed, size)
 
-    def denoise(self, pictures: Sequence[Picture], network: str) -> None:
+    def denoise(self, pictures: Sequence[Picture]) -> None:
         """One step of every picture in one evaluation."""
         rows = [picture.row for picture in pictures if picture.row is not None]
         first = pictures[0]
-        drawn = [(row.generator, row.generator.get_state()) for row in rows if row.plan.lines[row.line].draw]
-        try:
-            text_to_image.advance(first.loaded.model.denoisers[network], rows, first.numerics.padded_lanes)
-        except BaseException:
-            for generator, state in drawn:  # the step will be tried again, with the same noise
-                generator.set_state(state)
-            raise
+        advance(first.loaded.model.denoisers, rows, first.numerics.padded_lanes)
 
     def decode(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
         """Finished latents to uint8 [H, W, 3] each."""
@@ -98,7 +100,7 @@ class Runner:
             return [text_to_image.decode(decoder, [row])[0] for row in rows]
         return list(text_to_image.decode(decoder, rows))
 
-    def _conditions(self, picture: Picture) -> tuple[Condition, ...]:
+    def _conditions(self, picture: Picture) -> dict[str, Condition]:
         request = picture.request
         guided = request.guidance_scale > 1.0
         sizes = (str(request.width), str(request.height))
@@ -110,7 +112,7 @@ class Runner:
             picture.loaded.model,
             request.prompt,
             request.negative_prompt,
-            request.guidance_scale,
+            guided,
             request.width,
             request.height,
         )

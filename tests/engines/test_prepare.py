@@ -64,9 +64,11 @@ def test_weights_and_config_are_part_of_the_key(model_folder: Path, tmp_path: Pa
 
 def test_the_key_covers_all_code_that_makes_the_graph() -> None:
     # In a process of its own: here other tests have imported everything.
-    code = "import sys, engines.export; print(*[n for n in sys.modules if n.split('.')[0] in ('models', 'kernels')])"
+    ours = "[m.__file__ for n, m in sys.modules.items() if n.startswith(('models.', 'kernels.'))]"
+    code = f"import sys, engines.export; print(*{ours})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = {f"{name.replace('.', '/')}.py" for name in done.stdout.split() if "." in name}
+    paths = (Path(name).relative_to(ROOT) for name in done.stdout.split())
+    files = {path.as_posix() for path in paths if path.name != "__init__.py"}
     assert "models/unet.py" in files
     assert files <= set(module._EXPORTER_FILES)
 

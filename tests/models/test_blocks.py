@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention as PublishedAttention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding as PublishedTimestepEmbedding
@@ -16,11 +17,14 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from models.blocks import (
+    Attention,
     Downsample,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
+    TransformerBlock,
     Upsample,
+    cross_attention,
     fourier_features,
 )
 from models.vae import PixelAttention
@@ -69,6 +73,8 @@ def test_resnet_block_misses_its_time_embedding(x: Tensor) -> None:
         ResnetBlock(24, 24, 8, 1e-5, time_dim=20)(x)
 
 
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize(("heads", "depth"), [(1, 1), (3, 2), (6, 3)])
 def test_spatial_transformer(
     x: Tensor,
@@ -76,6 +82,8 @@ def test_spatial_transformer(
     relative: Relative,
     heads: int,
     depth: int,
+    tokens: int,
+    linear: bool,
 ) -> None:
     published = Transformer2DModel(
         num_attention_heads=heads,
@@ -84,11 +92,45 @@ def test_spatial_transformer(
         num_layers=depth,
         cross_attention_dim=13,
         norm_num_groups=4,
-        use_linear_projection=True,
+        use_linear_projection=linear,
     )
-    ours = twin(SpatialTransformer(24, heads, depth, 13, 4), published)
-    context = torch.randn(3, 7, 13, generator=torch.Generator().manual_seed(2))
+    ours = twin(SpatialTransformer(24, heads, depth, 13, 4, linear), published)
+    context = torch.randn(3, tokens, 13, generator=torch.Generator().manual_seed(2))
     assert relative(ours(x, context), published(x, context, return_dict=False)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("only_cross_attention", [True, False])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_transformer_block(twin: Twin, relative: Relative, tokens: int, only_cross_attention: bool) -> None:
+    published = BasicTransformerBlock(24, 3, 8, cross_attention_dim=13, only_cross_attention=only_cross_attention)
+    ours = twin(TransformerBlock(24, 3, 13, only_cross_attention), published)
+    generator = torch.Generator().manual_seed(2)
+    x, context = torch.randn(4, 6, 24, generator=generator), torch.randn(4, tokens, 13, generator=generator)
+    assert relative(ours(x, context), published(x, encoder_hidden_states=context)) < TOLERANCE
+
+
+def test_frames_attend_to_themselves_alone_and_share_their_context(twin: Twin, relative: Relative) -> None:
+    published = BasicTransformerBlock(24, 3, 8, cross_attention_dim=13)
+    ours = twin(TransformerBlock(24, 3, 13), published)
+    generator = torch.Generator().manual_seed(2)
+    x, context = torch.randn(2, 5 * 6, 24, generator=generator), torch.randn(2, 4, 13, generator=generator)
+    apart = published(x.view(10, 6, 24), encoder_hidden_states=context.repeat_interleave(5, dim=0)).view_as(x)
+    assert relative(ours(x, context, frames=5), apart) < TOLERANCE
+    assert relative(ours(x, context), apart) > 0.01
+
+
+def test_over_one_token_attention_is_its_value(relative: Relative) -> None:
+    generator = torch.Generator().manual_seed(3)
+    attention, norm = randomise(Attention(24, 3, 13), 1).double(), randomise(nn.LayerNorm(24), 2).double()
+    x = torch.randn(2, 6, 24, generator=generator, dtype=torch.float64)
+    context = torch.randn(2, 2, 13, generator=generator, dtype=torch.float64)
+    one, first = context[:, :1], attention.to_out[0](attention.to_v(context[:, :1]))
+    assert cross_attention(attention, norm, x, one).shape == (2, 1, 24)
+    assert relative(cross_attention(attention, norm, x, one).expand(2, 6, 24), attention(norm(x), one)) < 1e-12
+    # Over two tokens it is neither a constant nor the first one's value.
+    both = cross_attention(attention, norm, x, context)
+    assert relative(both, attention(norm(x), context)) < 1e-12
+    assert relative(both, first.expand_as(both)) > 0.1
 
 
 def test_pixel_attention(x: Tensor, twin: Twin, relative: Relative) -> None:
@@ -115,13 +157,17 @@ def test_downsample(
 
 def test_upsample(x: Tensor, twin: Twin, relative: Relative) -> None:
     published = Upsample2D(24, use_conv=True)
-    assert relative(twin(Upsample(24), published)(x), published(x)) < TOLERANCE
+    ours = twin(Upsample(24), published)
+    assert relative(ours(x), published(x)) < TOLERANCE
+    for size in [(12, 20), (11, 20), (12, 19), (11, 19)]:
+        assert relative(ours(x, torch.Size(size)), published(x, size)) < TOLERANCE
 
 
-def test_timestep_embedding(twin: Twin, relative: Relative) -> None:
-    published = PublishedTimestepEmbedding(16, 40)
+@pytest.mark.parametrize("hidden", [None, 28])
+def test_timestep_embedding(twin: Twin, relative: Relative, hidden: int | None) -> None:
+    published = PublishedTimestepEmbedding(16, hidden or 40, out_dim=40)
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    assert relative(twin(TimestepEmbedding(16, 40), published)(features), published(features)) < TOLERANCE
+    assert relative(twin(TimestepEmbedding(16, 40, hidden or 0), published)(features), published(features)) < TOLERANCE
 
 
 @pytest.mark.parametrize("dim", [2, 16, 24, 320])

@@ -9,12 +9,61 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderTiny,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    VQModel,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.weights import FP16_WEIGHTS, WEIGHTS, load_unet, load_vae, save_network, weight_files
+from models.weights import (
+    FP16_WEIGHTS,
+    OLD_ATTENTION,
+    WEIGHTS,
+    load_mmdit,
+    load_temporal_vae,
+    load_tiny_decoder,
+    load_unet,
+    load_vae,
+    load_vq,
+    save_network,
+    weight_files,
+)
+from tests.support.tiny_xl import randomise
 
+LEVEL = {"down_block_types": ("DownEncoderBlock2D",), "block_out_channels": (32,)}
+OTHERS = {
+    "video": (load_temporal_vae, "vae", lambda: AutoencoderKLTemporalDecoder(**LEVEL)),
+    "vq": (load_vq, "vqvae", lambda: VQModel(**LEVEL, up_block_types=("UpDecoderBlock2D",))),
+    "tiny": (
+        load_tiny_decoder,
+        ".",
+        lambda: AutoencoderTiny(
+            encoder_block_out_channels=(4, 4),
+            decoder_block_out_channels=(4, 4),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ),
+    ),
+    "mmdit": (
+        load_mmdit,
+        "transformer",
+        lambda: SD3Transformer2DModel(
+            sample_size=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            caption_projection_dim=16,
+            pooled_projection_dim=10,
+            pos_embed_max_size=8,
+        ),
+    ),
+}
 PARTS = {"unet": (load_unet, UNet2DConditionModel), "vae": (load_vae, AutoencoderKL)}
 Relative = Callable[[Tensor, Tensor], float]
 A_KEY = {"unet": "mid_block.resnets.0.conv1.weight", "vae": "decoder.mid_block.resnets.0.conv1.weight"}
@@ -138,3 +187,51 @@ def test_save_network_in_half_precision(folder: Path, part: str, tmp_path: Path)
     stored = load_file(tmp_path / "half" / part / WEIGHTS)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert same_parameters(load(tmp_path / "half"), stored)
+
+
+@pytest.mark.parametrize(("load", "part", "make"), OTHERS.values(), ids=OTHERS)
+def test_every_other_network_loads_from_where_it_is_published(
+    load: Callable[..., nn.Module], part: str, make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    published = randomise(make(), 1)
+    published.save_pretrained(tmp_path / part)
+    network = load(tmp_path)
+    assert same_parameters(network, published.state_dict())
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert {p.dtype for p in load(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
+    rewrite(tmp_path / part, lambda state: state.pop(min(state)))
+    with pytest.raises(ValueError, match="missing keys"):
+        load(tmp_path)
+
+
+def test_half_precision_only_for_weights_that_bear_it(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"dtype is float16.*force_upcast.*use float32 or bfloat16"):
+        load_vae(folder, torch.float16)
+    assert {p.dtype for p in load_vae(folder, torch.bfloat16).parameters()} == {torch.bfloat16}
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"force_upcast": False}))
+    assert {p.dtype for p in load_vae(folder, torch.float16).parameters()} == {torch.float16}
+    assert {p.dtype for p in load_unet(folder, torch.float16).parameters()} == {torch.float16}
+
+
+def test_an_autoencoder_may_lie_in_another_folder(folder: Path) -> None:
+    (folder / "vae").rename(folder / "vqvae")
+    assert same_parameters(load_vae(folder, part="vqvae"), load_file(folder / "vqvae" / WEIGHTS))
+
+
+def test_the_attention_names_of_2022_are_read(folder: Path) -> None:
+    expected = load_vae(folder).state_dict()
+    present = {f"attentions.0.{new}.": f"attentions.0.{old}." for old, new in OLD_ATTENTION.items()}
+
+    def age(state: dict[str, Tensor]) -> None:
+        for name in list(state):
+            old = name
+            for new_part, old_part in present.items():
+                old = old.replace(new_part, old_part)
+            state[old] = state.pop(name)
+
+    rewrite(folder / "vae", age)
+    names = load_file(folder / "vae" / WEIGHTS).keys()
+    assert len(names - expected.keys()) == 16  # two halves, four layers, weight and bias
+    assert same_parameters(AutoencoderKL.from_pretrained(folder / "vae"), expected)  # so they are what was published
+    assert same_parameters(load_vae(folder), expected)

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from models.families import text_to_image
+from models.families.row import advance
 from models.families.text_to_image import TextToImageModel
+from models.guidance import Guidance
 from models.plan import make_plan
 from models.weights import load_unet
 
@@ -29,15 +31,15 @@ def draw(model: TextToImageModel, prompts: list[str], steps: int = 12, solver: s
     """uint8 [N, 64, 64, 3], all in one batch, picture i with seed i."""
     spec = model.spec
     width, height = spec.sizes[0]
-    plan = make_plan(model.schedule, solver, steps, spec.guidance)
+    plan = make_plan(model.schedule, solver, steps, Guidance(spec.guidance))
     rows = [
         text_to_image.start_row(
-            model, plan, text_to_image.prepare(model, prompt, "", spec.guidance, width, height), seed, width, height
+            model, plan, text_to_image.prepare(model, prompt, "", True, width, height), seed, (width, height)
         )
         for seed, prompt in enumerate(prompts)
     ]
     while not rows[0].finished:
-        text_to_image.advance(model.denoisers["unet"], rows)
+        advance(model.denoisers, rows)
     return text_to_image.decode(model.decoder, rows)
 
 

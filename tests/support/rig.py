@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.families.text_to_image import Decoder, Denoiser
+from models.families.row import Denoiser
+from models.families.text_to_image import Decoder
 from models.spec.model import ModelSpec
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
@@ -47,7 +48,7 @@ def denoised(loaded: LoadedModel, request: TextToImage, seed: int) -> Picture:
     picture, runner = Picture(request, seed, 0.0, loaded, loaded.numerics(request.deterministic)), Runner()
     runner.encode([picture])
     while picture.stage is Stage.DENOISE:
-        runner.denoise([picture], picture.key.network)
+        runner.denoise([picture])
     return picture
 
 

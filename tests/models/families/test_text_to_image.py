@@ -19,7 +19,9 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.families.text_to_image import Row, TextToImageModel, advance, decode, generate, load, prepare, start_row
+from models.families.row import Row, advance
+from models.families.text_to_image import TextToImageModel, decode, generate, load, prepare, start_row
+from models.guidance import Guidance
 from models.plan import make_plan
 from models.schedule import Schedule
 from models.weights import WEIGHTS
@@ -97,15 +99,15 @@ def published(folder: Path) -> StableDiffusionXLPipeline:
 
 
 def rows_of(model: TextToImageModel, case: Case, seeds: tuple[int, ...] = SEEDS) -> list[Row]:
-    plan = make_plan(Schedule.from_config(case.config), case.solver, case.steps, case.guidance)
-    lanes = prepare(model, case.prompt, case.negative, case.guidance, WIDTH, HEIGHT)
-    return [start_row(model, plan, lanes, seed, WIDTH, HEIGHT) for seed in seeds]
+    plan = make_plan(Schedule.from_config(case.config), case.solver, case.steps, Guidance(case.guidance))
+    conditions = prepare(model, case.prompt, case.negative, case.guidance > 1.0, WIDTH, HEIGHT)
+    return [start_row(model, plan, conditions, seed, (WIDTH, HEIGHT)) for seed in seeds]
 
 
 def finish(model: TextToImageModel, rows: list[Row], padded_lanes: int = 0) -> Tensor:
     """Take unfinished rows to their ends, all that are left in one evaluation; their latents."""
     while unfinished := [row for row in rows if not row.finished]:
-        advance(model.denoisers["unet"], unfinished, padded_lanes)
+        advance(model.denoisers, unfinished, padded_lanes)
     return torch.stack([row.state[0] for row in rows])
 
 
@@ -211,9 +213,9 @@ def test_mixed_rows_advanced_together_keep_their_bits(model: TextToImageModel, a
 
 def test_rows_may_join_while_others_are_under_way(model: TextToImageModel, alone: Tensor) -> None:
     rows = mixed_rows(model)
-    advance(model.denoisers["unet"], rows[:1], 8)
-    advance(model.denoisers["unet"], rows[:2], 8)
-    advance(model.denoisers["unet"], rows[1:3], 8)  # the first one waits
+    advance(model.denoisers, rows[:1], 8)
+    advance(model.denoisers, rows[:2], 8)
+    advance(model.denoisers, rows[1:3], 8)  # the first one waits
     assert [row.line for row in rows] == [2, 2, 1, 0]
     assert torch.equal(finish(model, rows, padded_lanes=8), alone)
 
@@ -234,7 +236,7 @@ def test_a_row_is_finished_after_its_last_line(model: TextToImageModel) -> None:
     assert row.state.shape == (2, 4, HEIGHT // 2, WIDTH // 2)  # dpm++2m keeps one older estimate
     for line in range(6):
         assert (row.line, row.finished) == (line, False)
-        advance(model.denoisers["unet"], [row])
+        advance(model.denoisers, [row])
     assert row.finished
 
 
@@ -246,7 +248,7 @@ def test_guidance_of_one_runs_a_single_lane(model: TextToImageModel) -> None:
         return model.denoisers["unet"](x, *inputs)
 
     for guidance in (0.0, 1.0, 1.5):
-        advance(counting, rows_of(model, MIXED[0]._replace(guidance=guidance), (3,)))
+        advance({"unet": counting}, rows_of(model, MIXED[0]._replace(guidance=guidance), (3,)))
     assert calls == [1, 1, 2]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.spec.model import ModelSpec, find_models
 from models.spec.unet import UNetSpec, read_unet_spec
-from models.spec.vae import VAESpec, read_vae_spec
+from models.spec.vae import read_vae_spec
 
 UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -30,32 +30,6 @@ UNET = {
     "use_linear_projection": True,
 }
 VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 16, 16], "norm_num_groups": 4, "sample_size": 64}
-REFUSED_BY_UNET = {
-    "act_fn": "gelu",
-    "use_linear_projection": False,
-    "center_input_sample": True,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "addition_embed_type": "image",
-    "class_embed_type": "timestep",
-    "num_class_embeds": 10,
-    "resnet_time_scale_shift": "scale_shift",
-    "time_embedding_type": "fourier",
-    "dual_cross_attention": True,
-    "only_cross_attention": True,
-    "mid_block_type": "UNetMidBlock2D",
-    "encoder_hid_dim": 32,
-    "reverse_transformer_layers_per_block": [3, 2, 1],
-    "downsample_padding": 0,
-    "mid_block_scale_factor": 2,
-    "attention_type": "gated",
-    "cross_attention_norm": "layer_norm",
-    "time_embedding_act_fn": "gelu",
-    "timestep_post_act": "silu",
-    "time_cond_proj_dim": 64,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-}
 
 
 def write_model(folder: Path, card: dict[str, Any] | None = None, **index: Any) -> Path:
@@ -72,57 +46,6 @@ def write_model(folder: Path, card: dict[str, Any] | None = None, **index: Any) 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
     return folder
-
-
-def test_unet_config_is_read() -> None:
-    assert UNetSpec.from_config(UNET) == UNetSpec(
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=2,
-        transformer_depth=(0, 2, 3),
-        heads=(2, 4, 6),
-        context_dim=48,
-        vector_dim=80,
-        time_id_dim=8,
-    )
-
-
-def test_one_number_stands_for_every_level() -> None:
-    config = {**UNET, "transformer_layers_per_block": 2, "attention_head_dim": 4, "norm_eps": 1e-3}
-    spec = UNetSpec.from_config({**config, "norm_num_groups": 8})
-    assert (spec.transformer_depth, spec.heads) == ((0, 2, 2), (4, 4, 4))
-    assert (spec.norm_num_groups, spec.norm_eps) == (8, 1e-3)
-
-
-@pytest.mark.parametrize(("key", "value"), REFUSED_BY_UNET.items(), ids=list(REFUSED_BY_UNET))
-def test_unet_config_is_refused_by_the_key(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=key):
-        UNetSpec.from_config({**UNET, key: value})
-
-
-def test_a_lowest_level_without_attention_is_refused() -> None:
-    types = {
-        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    }
-    with pytest.raises(ValueError, match="down_block_types"):
-        UNetSpec.from_config({**UNET, **types})
-
-
-def test_vae_config_is_read() -> None:
-    spec = VAESpec.from_config({**VAE, "scaling_factor": 0.13025, "shift_factor": None})
-    assert spec == VAESpec(block_out_channels=(8, 16, 16), norm_num_groups=4, scaling_factor=0.13025)
-    assert spec.downscale == 4
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("act_fn", "relu"), ("latents_mean", [0.0] * 4), ("latents_std", [1.0] * 4), ("shift_factor", 0.1)],
-)
-def test_vae_config_is_refused_by_the_key(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=key):
-        VAESpec.from_config({**VAE, key: value})
 
 
 def test_a_folder_without_a_card_gives_its_native_size_and_solver(tmp_path: Path) -> None:

@@ -1,10 +1,25 @@
 """The concept list and its captions."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from models.training.artwork import STYLES
-from models.training.concepts import CAPTION_STYLES, CONCEPTS, Concept, by_slug, captions, random_caption, with_article
+from models.training.concepts import (
+    CAPTION_STYLES,
+    CONCEPTS,
+    FIRST_CONCEPTS,
+    HELD_OUT,
+    HELD_OUT_PAIRS,
+    Concept,
+    by_slug,
+    captions,
+    random_caption,
+    read_concepts,
+    with_article,
+)
 
 CAT = Concept("cat-face", "cat", ("kitty",))
 
@@ -15,6 +30,23 @@ def test_slugs_and_words_are_unique() -> None:
     assert len(set(words)) == len(words)
     assert all(word == word.lower() and word.replace(" ", "").isalpha() for word in words)
     assert all(len(concept.synonyms) <= 3 for concept in CONCEPTS)
+
+
+def test_the_table_is_read_as_slug_name_and_synonyms(tmp_path: Path) -> None:
+    path = tmp_path / "concepts.csv"
+    path.write_text("slug,name,synonyms\ncat-face,cat,kitty\nfox,fox,\nred-heart,red heart,heart; love\n")
+    assert read_concepts(path) == (CAT, Concept("fox", "fox"), Concept("red-heart", "red heart", ("heart", "love")))
+
+
+def test_held_out_pairs_are_of_the_second_stage_and_leave_two_styles() -> None:
+    assert len(HELD_OUT) == HELD_OUT_PAIRS == len({slug for slug, _ in HELD_OUT})
+    assert {slug for slug, _ in HELD_OUT} <= {concept.slug for concept in CONCEPTS}
+    assert not {slug for slug, _ in HELD_OUT} & {concept.slug for concept in FIRST_CONCEPTS}
+    assert Counter(style for _, style in HELD_OUT) == dict.fromkeys(CAPTION_STYLES, HELD_OUT_PAIRS // 3)
+
+
+def test_the_first_stage_begins_with_a_part_of_the_list() -> None:
+    assert CONCEPTS[: len(FIRST_CONCEPTS)] == FIRST_CONCEPTS and 0 < len(FIRST_CONCEPTS) < len(CONCEPTS)
 
 
 def test_caption_styles_are_artwork_styles() -> None:

@@ -11,16 +11,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.conditioner import SDXLConditioner, size_features
+from models.conditioners.sdxl import SDXLConditioner, size_features
 from models.schedule import Schedule
+from models.spec.unet import UNetSpec
 from models.spec.vae import VAESpec
 from models.training import diffusion, text
 from models.training.artwork import Drawings
 from models.training.autoencoder import on_white
 from models.training.concepts import CAPTION_STYLES, by_slug, captions
-from models.training.diffusion import SCHEDULER_CONFIG, UNET_CONFIG, Examples, TextToImageNetworks, train_diffusion
+from models.training.diffusion import (
+    SCENE_SHARE,
+    SCHEDULER_CONFIG,
+    UNET_CONFIG,
+    Examples,
+    Posterior,
+    TextToImageNetworks,
+    train_diffusion,
+    without,
+)
 from models.training.loop import LossFunction, Recipe
+from models.training.scenes import cast, draw, random_scenes
 from models.training.text import new_towers, write_tokenizer
+from models.unet import UNet
 from models.vae import VAE
 from tests.support.tiny_xl import randomise
 
@@ -42,7 +54,6 @@ class Cut(Exception):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion, "UNET_CONFIG", TINY_UNET)
     monkeypatch.setattr(diffusion, "BATCH", 8)
     monkeypatch.setattr(text, "LAYERS", 2)
 
@@ -75,6 +86,16 @@ def bars() -> Drawings:
     return Drawings(pixels, concept, style, slugs, slugs, slugs, ((),) * 3, STYLES)
 
 
+def certain(posterior: Posterior, count: int | None = None) -> Posterior:
+    """Its first means, without spread."""
+    return Posterior(posterior.mean[:count], torch.zeros_like(posterior.std[:count]))
+
+
+def new_networks(conditioner: SDXLConditioner) -> TextToImageNetworks:
+    torch.manual_seed(0)
+    return TextToImageNetworks(UNet(UNetSpec.from_config(TINY_UNET)), conditioner)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -84,9 +105,8 @@ def loss_of(
 ) -> LossFunction:
     """The loss function that would be trained with, on a UNet that stands in."""
     unet.spec = SimpleNamespace(time_id_dim=TIME_ID_DIM)
-    monkeypatch.setattr(diffusion, "UNet", lambda _spec: unet)
     monkeypatch.setattr(diffusion, "train", lambda _networks, loss, *_: loss)
-    return train_diffusion(examples, conditioner, Path("never written"))
+    return train_diffusion(examples, TextToImageNetworks(unet, conditioner), Path("never written"))
 
 
 def test_examples_are_the_latents_of_the_captioned_drawings(examples: Examples, vae: VAE) -> None:
@@ -95,15 +115,15 @@ def test_examples_are_the_latents_of_the_captioned_drawings(examples: Examples, 
     chosen = bars().select([concept.slug for concept in CONCEPTS], CAPTION_STYLES)
     pictures = on_white(torch.from_numpy(chosen.pixels).permute(0, 3, 1, 2))
     assert len(examples) == 6 and examples.size == SIZE
-    torch.testing.assert_close(examples.mean, vae.encode(pictures))
-    one = torch.ones_like(examples.mean)
-    torch.testing.assert_close(examples.mean + examples.std, vae.encode(pictures, one))
+    singles, one = examples.singles, torch.ones_like(examples.singles.mean)
+    torch.testing.assert_close(singles.mean, vae.encode(pictures))
+    torch.testing.assert_close(singles.mean + singles.std, vae.encode(pictures, one))
 
 
 def test_drawn_latents_come_with_captions_of_their_own_drawing(examples: Examples) -> None:
-    examples.std.zero_()
+    examples.singles = certain(examples.singles)
     latents, texts = examples.draw(200, seeded())
-    far = (latents[:, None] - examples.mean).flatten(2).abs().amax(dim=2)
+    far = (latents[:, None] - examples.singles.mean).flatten(2).abs().amax(dim=2)
     assert (far.amin(dim=1) == 0.0).all()
     picked = far.argmin(dim=1).tolist()
     assert set(picked) == set(range(6))
@@ -111,11 +131,55 @@ def test_drawn_latents_come_with_captions_of_their_own_drawing(examples: Example
     assert len(set(texts)) > 12
 
 
+def test_held_out_pairs_are_never_drawn_alone_or_in_scenes(vae: VAE) -> None:
+    hidden = {(CONCEPTS[1].slug, CAPTION_STYLES[2]), (CONCEPTS[0].slug, CAPTION_STYLES[0])}
+    examples = Examples(bars(), CONCEPTS, vae, hidden, scenes=200)
+    told = [(concept.slug, style) for concept, style in examples.captioned]
+    assert len(examples) == len(told) == 4 and not hidden & set(told)
+    _, texts = examples.draw(300, seeded())
+    for slug, style in hidden:
+        names = next((c.name, *c.synonyms) for c in CONCEPTS if c.slug == slug)
+        said = [text for text in (*texts, *examples.scene_captions) if text.split()[-1] == style]
+        assert said and not [text for text in said if any(name in text for name in names)]
+        every = Examples(bars(), CONCEPTS, vae, scenes=200).scene_captions  # a control: it is the pairs that do it
+        assert [text for text in every if text.split()[-1] == style and names[0] in text]
+
+
+def test_without_leaves_the_tables_as_they_are() -> None:
+    fewer = without(bars(), {("fox", "noto"), ("fox", "no such style")})
+    rows = [(fewer.slugs[c], fewer.styles[s]) for c, s in zip(fewer.concept, fewer.style, strict=True)]
+    assert len(fewer.pixels) == len(rows) == 11 and ("fox", "noto") not in rows
+    assert fewer.slugs == bars().slugs and len(without(bars(), ())) == 12
+
+
+def test_a_share_of_every_batch_is_scenes_with_their_captions(vae: VAE) -> None:
+    examples = Examples(bars(), CONCEPTS, vae, scenes=10, scene_seed=3)
+    chosen = bars().select([concept.slug for concept in CONCEPTS], CAPTION_STYLES)
+    drawn = random_scenes(cast(chosen, CONCEPTS), 10, 3)
+    assert examples.scenes is not None and examples.scene_captions == [scene.caption for scene in drawn]
+    pictures = torch.from_numpy(np.stack([draw(scene, chosen) for scene in drawn])).permute(0, 3, 1, 2)
+    torch.testing.assert_close(examples.scenes.mean, vae.encode(pictures / 127.5 - 1.0))
+    examples.singles, examples.scenes = certain(examples.singles), certain(examples.scenes)
+    latents, texts = examples.draw(100, seeded())
+    of_scenes = round(100 * SCENE_SHARE)
+    assert len(latents) == len(texts) == 100 and 0 < of_scenes < 100
+    for latent, said in zip(latents[-of_scenes:], texts[-of_scenes:], strict=True):
+        found = [torch.equal(latent, mean) for mean in examples.scenes.mean]
+        assert said in [examples.scene_captions[i] for i, same in enumerate(found) if same]
+    every = {text for captioned in examples.captioned for text in captions(*captioned)}
+    assert set(texts[:-of_scenes]) <= every
+
+
+def test_another_seed_draws_other_scenes(vae: VAE) -> None:
+    one, other = (Examples(bars(), CONCEPTS, vae, scenes=10, scene_seed=seed).scene_captions for seed in (0, 1))
+    assert one != other
+
+
 def test_drawn_latents_follow_the_posterior(examples: Examples) -> None:
-    examples.mean, examples.std = examples.mean[:1], examples.std[:1]
-    latents, _ = examples.draw(4000, seeded())
-    assert ((latents.mean(dim=0) - examples.mean[0]).abs() / examples.std[0]).max() < 6.0 * 4000**-0.5
-    assert (latents.std(dim=0) / examples.std[0] - 1.0).abs().max() < 0.1
+    one = Posterior(examples.singles.mean[:1], examples.singles.std[:1])
+    latents = one.sample(torch.zeros(4000, dtype=torch.long), seeded())
+    assert ((latents.mean(dim=0) - one.mean[0]).abs() / one.std[0]).max() < 6.0 * 4000**-0.5
+    assert (latents.std(dim=0) / one.std[0] - 1.0).abs().max() < 0.1
 
 
 def test_draws_follow_their_generator(examples: Examples) -> None:
@@ -148,10 +212,11 @@ class Ideal(nn.Module):
 
 
 def test_the_ideal_network_has_no_loss(examples, new_conditioner, monkeypatch) -> None:
-    examples.mean, examples.std = examples.mean[:1], torch.zeros_like(examples.std[:1])
-    loss = loss_of(Ideal(examples.mean), examples, new_conditioner(), monkeypatch)
+    examples.singles = certain(examples.singles, 1)
+    drawing = examples.singles.mean
+    loss = loss_of(Ideal(drawing), examples, new_conditioner(), monkeypatch)
     assert max(loss(step, seeded(step)).item() for step in range(20)) < 1e-6
-    wrong = loss_of(Ideal(-examples.mean), examples, new_conditioner(), monkeypatch)
+    wrong = loss_of(Ideal(-drawing), examples, new_conditioner(), monkeypatch)
     assert min(wrong(step, seeded(step)).item() for step in range(20)) > 0.01
 
 
@@ -183,7 +248,7 @@ def test_a_tenth_of_the_captions_is_dropped_but_never_the_sizes(examples, new_co
 
 
 def test_a_short_run_learns_networks_and_towers(examples, new_conditioner, monkeypatch, tmp_path) -> None:
-    examples.std.zero_()  # six latents: few enough to learn by heart
+    examples.singles = certain(examples.singles)  # six latents: few enough to learn by heart
     losses: list[float] = []
     train = diffusion.train
 
@@ -194,7 +259,7 @@ def test_a_short_run_learns_networks_and_towers(examples, new_conditioner, monke
         return average
 
     monkeypatch.setattr(diffusion, "train", measured)
-    networks = train_diffusion(examples, new_conditioner(), tmp_path / "diffusion.pt", RECIPE)
+    networks = train_diffusion(examples, new_networks(new_conditioner()), tmp_path / "diffusion.pt", RECIPE)
     before, after = losses
     assert before > 0.4 and after < 0.75 * before
     for trained, untrained in zip(networks.conditioner.towers, new_conditioner().towers, strict=True):
@@ -207,8 +272,8 @@ def weights(examples, new_conditioner, tmp_path) -> Callable[..., dict[str, Tens
     """(checkpoint name, recipe) -> weights after a run in a new process, as it were."""
 
     def run(name: str, recipe: Recipe = SHORT) -> dict[str, Tensor]:
-        networks: TextToImageNetworks = train_diffusion(examples, new_conditioner(), tmp_path / name, recipe)
-        return networks.state_dict()
+        networks = new_networks(new_conditioner())
+        return train_diffusion(examples, networks, tmp_path / name, recipe).state_dict()
 
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,22 +15,26 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from models.families.text_to_image import TextToImageModel, advance, decode, generate, load, prepare, start_row
+from models.families.row import advance
+from models.families.text_to_image import TextToImageModel, decode, generate, load, prepare, start_row
+from models.guidance import Guidance
 from models.plan import make_plan
 from models.spec.vae import VAESpec
 from models.training import autoencoder, diffusion, emoji_xl, text
 from models.training.artwork import Drawings
 from models.training.autoencoder import SPEC, on_white, split, train_autoencoder
 from models.training.concepts import CAPTION_STYLES, CONCEPTS, by_slug
-from models.training.diffusion import UNET_CONFIG, Examples, train_diffusion
+from models.training.diffusion import UNET_CONFIG, Examples, TextToImageNetworks, train_diffusion
 from models.training.emoji_xl import SERVING, caption_corpus, new_conditioner, train_emoji_xl, vae_config
 from models.training.loop import Recipe
 from models.vae import VAE
 from models.weights import load_vae
 
 FEW = by_slug(["red-heart", "fox", "pizza", "star"])
+HELD_OUT = {("star", "noto")}
 SIZE = 64
 RECIPE = Recipe(steps=6, peak_lr=3e-3, final_lr=1e-3, warmup=2, ema=0.5, save_every_s=-1.0)
+SECOND_RECIPE = replace(RECIPE, seed=1)
 TINY_VAE = VAESpec(
     latent_channels=8,
     block_out_channels=(8, 8, 8, 16),
@@ -40,7 +45,7 @@ TINY_VAE = VAESpec(
 )
 TINY_UNET = {**UNET_CONFIG, "block_out_channels": [32, 32], "attention_head_dim": [2, 2]}
 PROMPT, OTHER_PROMPT = "a fox 3d", "pizza noto"
-STEPS, GUIDANCE = 4, SERVING["guidance"]
+STEPS, GUIDANCE = 4, 7.5  # strong, so that a barely trained network hears the prompt
 LEVEL = 1.0 / 255.0
 
 
@@ -62,16 +67,19 @@ def discs() -> Drawings:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_world() -> Iterator[None]:
-    """Four concepts, networks of a few channels, six steps."""
+    """Four concepts, two of them at first, networks of a few channels, six steps a stage."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emoji_xl, "download", lambda _folder: None)
         patch.setattr(emoji_xl, "render", lambda _folder: discs())
+        patch.setattr(emoji_xl, "FIRST_CONCEPTS", FEW[:2])
         patch.setattr(emoji_xl, "CONCEPTS", FEW)
+        patch.setattr(emoji_xl, "HELD_OUT", HELD_OUT)
+        patch.setattr(emoji_xl, "SCENES", 5)
+        patch.setattr(emoji_xl, "RECIPE", RECIPE)
+        patch.setattr(emoji_xl, "SECOND_RECIPE", SECOND_RECIPE)
         patch.setattr(emoji_xl, "SPEC", TINY_VAE)
         patch.setattr(emoji_xl, "train_autoencoder", partial(train_autoencoder, recipe=RECIPE, spec=TINY_VAE))
-        patch.setattr(emoji_xl, "train_diffusion", partial(train_diffusion, recipe=RECIPE))
-        for module in (emoji_xl, diffusion):
-            patch.setattr(module, "UNET_CONFIG", TINY_UNET)
+        patch.setattr(emoji_xl, "UNET_CONFIG", TINY_UNET)
         for module in (autoencoder, diffusion):
             patch.setattr(module, "BATCH", 4)
         patch.setattr(autoencoder, "HELD_OUT", 2)
@@ -105,10 +113,10 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def picture_of(model: TextToImageModel, prompt: str, seed: int) -> np.ndarray:
-    plan = make_plan(model.schedule, "ddim", STEPS, GUIDANCE)
-    row = start_row(model, plan, prepare(model, prompt, "", GUIDANCE, SIZE, SIZE), seed, SIZE, SIZE)
+    plan = make_plan(model.schedule, "ddim", STEPS, Guidance(GUIDANCE))
+    row = start_row(model, plan, prepare(model, prompt, "", True, SIZE, SIZE), seed, (SIZE, SIZE))
     while not row.finished:
-        advance(model.denoisers["unet"], [row])
+        advance(model.denoisers, [row])
     return decode(model.decoder, [row])[0] / 255.0
 
 
@@ -153,15 +161,37 @@ def test_latents_have_unit_spread(work: Path) -> None:
 
 
 def test_the_average_of_the_towers_is_what_is_exported(work: Path, ours) -> None:
-    state = torch.load(work / "diffusion.pt", weights_only=True)
+    state = torch.load(work / "scenes.pt", weights_only=True)
     for i, tower in enumerate(ours.conditioner.towers):
         name, weight = next(iter(tower.state_dict().items()))
         assert torch.equal(weight, state["average"][f"towers.{i}.{name}"])
         assert not torch.equal(weight, state["network"][f"towers.{i}.{name}"])
 
 
-def test_a_run_that_was_cut_twice_makes_the_same_folder(work: Path, tmp_path: Path) -> None:
-    for owner, name, call in ((autoencoder, "augment", 4), (Examples, "draw", 3)):
+def test_the_second_stage_goes_on_from_the_average_of_the_first(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = []
+
+    def witness(examples: Examples, networks: TextToImageNetworks, checkpoint: Path, recipe: Recipe) -> object:
+        weights = {name: weight.clone() for name, weight in networks.state_dict().items()}
+        learns = all(parameter.requires_grad for parameter in networks.parameters())
+        stages.append((examples, weights, learns, recipe))
+        return train_diffusion(examples, networks, checkpoint, recipe)
+
+    monkeypatch.setattr(emoji_xl, "train_diffusion", witness)
+    train_emoji_xl(work, work / "again")
+    (first, untrained, *first_rest), (second, begun, *second_rest) = stages
+    assert first_rest == [True, RECIPE] and second_rest == [True, SECOND_RECIPE]
+    average = torch.load(work / "diffusion.pt", weights_only=True)["average"]
+    assert all(torch.equal(begun[name], weight) for name, weight in average.items())
+    assert not torch.equal(begun["unet.conv_in.weight"], untrained["unet.conv_in.weight"])
+    assert first.scenes is None and {concept for concept, _ in first.captioned} == set(FEW[:2])
+    told = {(concept.slug, style) for concept, style in second.captioned}
+    assert told == {(concept.slug, style) for concept in FEW for style in CAPTION_STYLES} - HELD_OUT
+    assert len(second.scene_captions) == 5
+
+
+def test_a_run_that_was_cut_three_times_makes_the_same_folder(work: Path, tmp_path: Path) -> None:
+    for owner, name, call in ((autoencoder, "augment", 4), (Examples, "draw", 3), (Examples, "draw", 7)):
         original, calls = getattr(owner, name), iter(range(1, call + 1))
 
         def cut(*arguments, original=original, calls=calls, last=call):

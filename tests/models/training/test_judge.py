@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.training.artwork import Drawings
-from models.training.judge import Judge, augment, kept_concepts, real_accuracy, train_judge
+from models.training.judge import Judge, Network, augment, kept_concepts, real_accuracy, restrict, train_judge
 
 SLUGS = ("square", "bars", "ring", "cross")
 STYLES = ("flat", "blob", "noto")
@@ -95,3 +95,14 @@ def test_augment_keeps_form_and_range() -> None:
 
 def test_kept_concepts_are_those_at_least_as_good() -> None:
     assert kept_concepts({"cat": 0.9, "dog": 0.89, "fox": 1.0}) == ("cat", "fox")
+
+
+def test_restricted_judge_picks_the_best_of_what_is_left() -> None:
+    torch.manual_seed(0)
+    judge = Judge(Network(4, 8).eval(), ("a", "b", "c", "d"))
+    fewer = restrict(judge, ("d", "b"))
+    x = torch.rand(6, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(fewer.network(x), judge.network(x)[:, [3, 1]])
+    assert fewer.slugs == ("d", "b") and len(judge.network.head.weight) == 4
+    assert set(fewer.predict(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8))) <= {0, 1}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from models.conditioner import SDXLConditioner
+from models.conditioners.sdxl import SDXLConditioner
 from models.training.concepts import CONCEPTS, captions
 from models.training.diffusion import UNET_CONFIG
 from models.training.text import MAX_TOKENS, VOCABULARY, WIDTH, new_towers, train_tokenizer, write_tokenizer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from models.spec.model import ModelSpec
@@ -24,6 +26,21 @@ def test_seed_zero_is_a_seed(models: dict[str, ModelSpec]) -> None:
 @pytest.mark.parametrize("name", ["dpm++2m", "DPMSolverMultistepScheduler"])
 def test_schedulers_have_two_names(models: dict[str, ModelSpec], name: str) -> None:
     assert resolve(JobRequest(prompt="x", scheduler=name), models).scheduler == "dpm++2m"
+
+
+def test_a_plan_that_cannot_be_is_refused_before_it_is_queued(models: dict[str, ModelSpec]) -> None:
+    with pytest.raises(InvalidRequest, match="flow-euler.*not one of euler, "):
+        resolve(JobRequest(prompt="x", scheduler="flow-euler"), models)
+    assert resolve(JobRequest(prompt="x", scheduler="lcm", num_inference_steps=50), models).scheduler == "lcm"
+    with pytest.raises(InvalidRequest, match="lcm.*51 steps"):
+        resolve(JobRequest(prompt="x", scheduler="lcm", num_inference_steps=51), models)
+
+
+def test_a_model_of_another_task_is_refused(models: dict[str, ModelSpec]) -> None:
+    name = next(iter(models))
+    video = replace(models[name], pipeline="StableVideoDiffusionPipeline")
+    with pytest.raises(InvalidRequest, match="image-to-video"):
+        resolve(JobRequest(prompt="x"), {name: video})
 
 
 def test_sizes(models: dict[str, ModelSpec]) -> None:

@@ -26,7 +26,7 @@ class Linear:
 
 
 def make_key(network: str = "u", max_lanes: int = 8) -> BatchKey:
-    return BatchKey(Stage.DENOISE, "model", network, (4, 8, 8), "id", max_lanes)
+    return BatchKey(Stage.DENOISE, "model", network, (4, 8, 8), 7, "id", max_lanes)
 
 
 def make_item(row: int, key: BatchKey, lanes: int = 2, evaluations: int = 10, arrived_at: float = 0.0) -> Item:

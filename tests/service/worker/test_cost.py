@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from service.worker.batch import BatchKey, Stage
 from service.worker.cost import FIRST_GUESS_S, SMOOTHING, CostTable
 
-KEY = BatchKey(Stage.DENOISE, "model", "unet", (4, 8, 8), "id", 16)
-OTHER = BatchKey(Stage.DECODE, "model", "vae", (4, 8, 8), "id", 8)
+KEY = BatchKey(Stage.DENOISE, "model", "unet", (4, 8, 8), 7, "id", 16)
+OTHER = BatchKey(Stage.DECODE, "model", "vae", (4, 8, 8), 7, "id", 8)
 
 
 def table(known: dict[int, float]) -> CostTable:

@@ -61,13 +61,13 @@ def test_a_job_is_as_far_as_its_average_picture(loaded: LoadedModel) -> None:
     assert flight.steps(job) == (0, 4)
     runner.encode(pictures)
     for done in (0, 1, 1, 2):
-        runner.denoise(pictures[:1], "unet")
+        runner.denoise(pictures[:1])
         assert flight.steps(job) == (done, 4)
     first, second, _ = flight.items()
     flight.leave(first.row)
     assert flight.steps(job) == (2, 4), "what is decoded counts as done"
-    runner.denoise(pictures[1:], "unet")
-    runner.denoise(pictures[1:], "unet")
+    runner.denoise(pictures[1:])
+    runner.denoise(pictures[1:])
     assert flight.steps(job) == (3, 4)
     flight.leave(second.row)
     assert flight.steps(job) == (4, 4)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.families import text_to_image
+from models.families import row, text_to_image
 from service.jobs.job import TextToImage
 from service.worker import runner as module
 from service.worker.batch import Stage
@@ -40,7 +40,7 @@ def test_the_stages_of_a_picture_and_their_keys(loaded: LoadedModel) -> None:
         if made.stage is Stage.ENCODE:
             runner.encode([made])
         else:
-            runner.denoise([made], item.key.network)
+            runner.denoise([made])
     last = made.item(3)
     assert seen == [("encode", "text", 1, 1, MAX_BATCH[Stage.ENCODE]), ("denoise", "unet", 2, 2, 8),
                     ("denoise", "unet", 2, 1, 8)]  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_row_has_the_same_bits_in_every_batch(loaded: LoadedModel) -> None:
     together, runner = [picture(loaded, request) for request in REQUESTS], Runner()
     runner.encode(together)
     while together[0].stage is Stage.DENOISE:
-        runner.denoise(together, "unet")
+        runner.denoise(together)
     single = [denoised(loaded, request, request.seed) for request in REQUESTS]
     for a, b in zip(states(together), states(single), strict=True):
         assert torch.equal(a, b)
@@ -87,7 +87,7 @@ def test_strict_batches_have_a_constant_size_and_fast_ones_their_own(loaded: Loa
         ]
         runner = Runner()
         runner.encode(made)
-        runner.denoise(made, "unet")
+        runner.denoise(made)
         runner.decode(made)
         assert unet.batches == [lanes] and decoder.batches == decodes
 
@@ -136,7 +136,7 @@ def test_a_step_that_raises_leaves_every_picture_as_it_was(
     watched, unet, _ = watch(loaded)
     made, runner = [picture(watched, request) for request in REQUESTS], Runner()
     runner.encode(made)
-    runner.denoise(made, "unet")
+    runner.denoise(made)
     before = states(made)
 
     def broken(*_: object) -> None:
@@ -146,12 +146,12 @@ def test_a_step_that_raises_leaves_every_picture_as_it_was(
         if where == "network":
             patch.setattr(unet, "before", broken)
         else:
-            patch.setattr(text_to_image, "solver_step", broken)
+            patch.setattr(row, "solver_step", broken)
         with pytest.raises(MemoryError):
-            runner.denoise(made, "unet")
+            runner.denoise(made)
     assert all(a is b for a, b in zip(states(made), before, strict=True))
     assert [each.item(0).evaluations for each in made] == [2] * 4
     while made[0].stage is Stage.DENOISE:
-        runner.denoise(made, "unet")
+        runner.denoise(made)
     for each, request in zip(states(made), REQUESTS, strict=True):
         assert torch.equal(each, states([denoised(loaded, request, request.seed)])[0])

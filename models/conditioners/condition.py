@@ -1,0 +1,33 @@
+"""What a network is conditioned on, the same for every system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one lane of a row is conditioned on."""
+
+    context: Tensor
+    """[N, D] fp32: one vector a text token, or one for a whole picture."""
+    vector: Tensor
+    """[V] fp32, or [T, V] when every frame has its own; [0] for a network that takes none."""
+    concat: Tensor | None = None
+    """[C', h, w] or [T, C', h, w] fp32: channels put behind the noisy latent of this lane; None for none."""
+
+    def with_concat(self, concat: Tensor) -> Condition:
+        """The same condition with these channels behind the noisy latent.
+
+        Args:
+            concat: [C', h, w] or [T, C', h, w], any real dtype; kept as fp32.
+
+        Raises:
+            ValueError: another number of dimensions.
+        """
+        if concat.dim() not in (3, 4):
+            raise ValueError(f"concat has shape {list(concat.shape)}, expected [C', h, w] or [T, C', h, w]")
+        return replace(self, concat=concat.to(torch.float32))

@@ -1,0 +1,250 @@
+"""A row: one picture or clip in flight. Every system advances its rows by the one function here.
+
+A row is its plan, its conditions by name, its state y = (x, h1 .. hK) and its noise generator; nothing it depends on
+comes from the batch it happens to run in. Rows of different solvers, lengths, guidance and lanes share an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.solver_step import guidance_rescale, mix_lanes, solver_step
+from models.conditioners.condition import Condition
+from models.guidance import Lane
+from models.plan import Line, Plan
+
+Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x [B, (T,) C, h, w], c_noise [B], context [B, N, D], vector [B, (T,) V]) -> [B, (T,) C', h, w]: a torch module or an
+engine."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Inpainting: what stays of a given picture. After a line at the level (alpha, sigma)
+
+    x <- m x + (1 - m) (alpha z + sigma eps)        (Lugmayr et al. 2022, equation 8, with one eps a row)
+    """
+
+    mask: Tensor
+    """m, [1, h, w]: 1 where the row may paint, 0 where the picture stays."""
+    latent: Tensor
+    """z, [C, h, w], the picture encoded."""
+    noise: Tensor
+    """eps, [C, h, w], the noise that the row began with."""
+
+    def blend(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """x at the level (alpha, sigma), with what stays of the picture put back."""
+        return self.mask * x + (1.0 - self.mask) * (alpha * self.latent + sigma * self.noise)
+
+
+@dataclass
+class Row:
+    """One picture or clip in flight."""
+
+    plan: Plan
+    conditions: Mapping[str, Condition]
+    """By the names that the plan's lanes use."""
+    state: Tensor
+    """[K + 1, C, h, w] or [K + 1, T, C, h, w] fp32: the latent and the solver's history."""
+    generator: torch.Generator
+    keep: Keep | None = None
+    line: int = 0
+    """The next line of the plan."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``state[0]`` is the clean latent."""
+        return self.line == len(self.plan.lines)
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """Names of the networks that the next line evaluates."""
+        line = self.plan.lines[self.line]
+        return frozenset(network_of(line, lane) for lane in line.lanes)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a row stands, apart from what its request says."""
+
+    state: Tensor
+    line: int
+
+
+def checkpoint(row: Row) -> Checkpoint:
+    """Where the row stands now; the row may go on."""
+    return Checkpoint(row.state.clone(), row.line)
+
+
+def resume(fresh: Row, saved: Checkpoint) -> Row:
+    """Put a row that was just started from the same request where ``saved`` says, and return it.
+
+    The draws of the lines before are made again, so that the next one is the one that the uncut run would have made.
+
+    Raises:
+        ValueError: the checkpoint is another row's: its state has another shape, or its line is not in the plan.
+    """
+    if fresh.line or saved.state.shape != fresh.state.shape or not 0 <= saved.line <= len(fresh.plan.lines):
+        shapes = f"state {tuple(saved.state.shape)}, line {saved.line}"
+        raise ValueError(f"a checkpoint with {shapes} does not fit a row of state {tuple(fresh.state.shape)}")
+    for line in fresh.plan.lines[: saved.line]:
+        _draw(fresh, line)
+    fresh.state, fresh.line = saved.state.clone(), saved.line
+    return fresh
+
+
+def start(
+    plan: Plan,
+    conditions: Mapping[str, Condition],
+    generator: torch.Generator,
+    shape: Sequence[int],
+    picture: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Row:
+    """A row at line 0: x = init_alpha z + init_sigma noise, the noise being the generator's next draw.
+
+    Args:
+        generator: on the CPU; what an encoder of the input picture draws has been drawn already.
+        shape: of the latent, (C, h, w) or (T, C, h, w).
+        picture: z, in the network's scale, when the plan begins from a picture.
+        mask: [1, h, w], 1 where the row may paint; the rest of ``picture`` is kept.
+
+    Raises:
+        ValueError: the plan or the mask needs a picture and there is none.
+    """
+    if picture is None and (plan.init_alpha or mask is not None):
+        raise ValueError("this row begins from a picture, and none is given")
+    noise = torch.randn((1, *shape), generator=generator)[0]
+    state = torch.zeros(plan.history + 1, *shape)
+    state[0] = plan.init_sigma * noise
+    keep = None
+    if picture is not None:
+        state[0] += plan.init_alpha * picture
+        keep = None if mask is None else Keep(mask, picture, noise)
+    return Row(plan, conditions, state, generator, keep)
+
+
+def network_of(line: Line, lane: Lane) -> str:
+    """The name of what evaluates a lane: the line's network, or a variant of it."""
+    return f"{line.network}/{lane.variant}" if lane.variant else line.network
+
+
+@torch.inference_mode()
+def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes: int = 0) -> None:
+    """Take every row one line further; the lanes of one network are one evaluation. If it raises, no row has changed.
+
+    Args:
+        denoisers: by the names of ``network_of``.
+        rows: unfinished rows of one latent shape and context length.
+        padded_lanes: run at least this many lanes, the missing ones being copies: with a back end whose bytes depend
+            on the batch size, a constant size makes a row's bytes its own.
+    """
+    lines = [row.plan.lines[row.line] for row in rows]
+    outputs = _evaluate(denoisers, rows, lines, padded_lanes)
+    drawn = [row.generator.get_state() if line.draw else None for row, line in zip(rows, lines, strict=True)]
+    try:
+        noise = torch.stack([_draw(row, line) for row, line in zip(rows, lines, strict=True)])
+        guided, weights = _rescaled(lines, *_padded_outputs(outputs, lines))
+        states, history = _padded_states(rows)
+        stepped = solver_step(states, guided, weights, *_coefficients(lines, history, states.dtype), noise)
+    except BaseException:
+        for row, generator_state in zip(rows, drawn, strict=True):
+            if generator_state is not None:
+                row.generator.set_state(generator_state)
+        raise
+    for row, line, state in zip(rows, lines, stepped, strict=True):
+        row.state = state[: row.plan.history + 1].clone()
+        row.line += 1
+        if row.keep is not None:
+            # Some solvers end a little above level (1, 0). What stays of the picture is the picture nevertheless.
+            level = (1.0, 0.0) if row.finished else (line.alpha, line.sigma)
+            row.state[0] = row.keep.blend(row.state[0], *level)
+
+
+def _evaluate(
+    denoisers: Mapping[str, Denoiser], rows: Sequence[Row], lines: Sequence[Line], padded_lanes: int
+) -> list[list[Tensor]]:
+    """Network outputs of each row's lanes, each [(T,) C, h, w]."""
+    outputs: list[list[Tensor]] = [[row.state[0]] * len(line.lanes) for row, line in zip(rows, lines, strict=True)]
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for i, line in enumerate(lines):
+        for k, lane in enumerate(line.lanes):
+            groups.setdefault(network_of(line, lane), []).append((i, k))
+    scaled = [row.state[0] * line.c_in for row, line in zip(rows, lines, strict=True)]
+    for name, places in groups.items():
+        spread = places + places[:1] * (padded_lanes - len(places))
+        conditions = [rows[i].conditions[lines[i].lanes[k].condition] for i, k in spread]
+        inputs = [_joined(scaled[i], condition.concat) for (i, _), condition in zip(spread, conditions, strict=True)]
+        result = denoisers[name](
+            torch.stack(inputs),
+            torch.tensor([lines[i].c_noise for i, _ in spread], dtype=scaled[0].dtype),
+            torch.stack([condition.context for condition in conditions]),
+            torch.stack([condition.vector for condition in conditions]),
+        )
+        for (i, k), output in zip(places, result[: len(places)], strict=True):
+            outputs[i][k] = output
+    return outputs
+
+
+def _joined(x: Tensor, concat: Tensor | None) -> Tensor:
+    """x with the condition's channels behind its own."""
+    return x if concat is None else torch.cat([x, concat.to(x.dtype)], dim=-3)
+
+
+def _padded_states(rows: Sequence[Row]) -> tuple[Tensor, int]:
+    """States as one tensor [B, K + 1, ...], shorter histories padded with zeros; and K."""
+    history = max(row.plan.history for row in rows)
+    states = rows[0].state.new_zeros(len(rows), history + 1, *rows[0].state.shape[1:])
+    for i, row in enumerate(rows):
+        states[i, : row.plan.history + 1] = row.state
+    return states, history
+
+
+def _padded_outputs(outputs: Sequence[Sequence[Tensor]], lines: Sequence[Line]) -> tuple[Tensor, Tensor]:
+    """Outputs [B, L, ...] and lane weights [B, L], or [B, L, T] where any differs by frame; zeros for missing lanes."""
+    lanes, first = max(len(line.lanes) for line in lines), outputs[0][0]
+    per_frame = any(isinstance(lane.weight, tuple) for line in lines for lane in line.lanes)
+    padded = first.new_zeros(len(lines), lanes, *first.shape)
+    weights = torch.zeros(len(lines), lanes, *first.shape[:1] if per_frame else (), dtype=torch.float64)
+    for i, (row, line) in enumerate(zip(outputs, lines, strict=True)):
+        for k, (output, lane) in enumerate(zip(row, line.lanes, strict=True)):
+            padded[i, k] = output
+            weights[i, k] = torch.tensor(lane.weight, dtype=torch.float64)
+    return padded, weights
+
+
+def _rescaled(lines: Sequence[Line], outputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, or, where a line asks for guidance rescale, the guided outputs as the only lane."""
+    if not any(line.rescale for line in lines):
+        return outputs, weights
+    guided = mix_lanes(outputs, weights)
+    positives = [[lane.condition for lane in line.lanes].index("positive") for line in lines]
+    phi = torch.tensor([line.rescale for line in lines], dtype=outputs.dtype)
+    rescaled = guidance_rescale(guided, outputs[torch.arange(len(lines)), torch.tensor(positives)], phi)
+    return rescaled[:, None], torch.ones(len(lines), 1, dtype=torch.float64)
+
+
+def _coefficients(
+    lines: Sequence[Line], history: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """c_skip [B], c_out [B], A [B, K+1, K+1], b [B, K+1] and s [B], shorter histories padded with zeros."""
+    a = torch.zeros(len(lines), history + 1, history + 1, dtype=dtype)
+    b = torch.zeros(len(lines), history + 1, dtype=dtype)
+    for i, line in enumerate(lines):
+        k = len(line.b)
+        a[i, :k, :k], b[i, :k] = torch.tensor(line.a, dtype=dtype), torch.tensor(line.b, dtype=dtype)
+    numbers = torch.tensor([(line.c_skip, line.c_out, line.s) for line in lines], dtype=dtype)
+    c_skip, c_out, s = numbers.unbind(1)
+    return c_skip, c_out, a, b, s
+
+
+def _draw(row: Row, line: Line) -> Tensor:
+    """The line's noise, shaped as x, from the row's generator; zeros when the line draws none."""
+    shape = row.state.shape[1:]
+    if not line.draw:
+        return torch.zeros(shape)
+    return torch.randn((1, *shape), generator=row.generator)[0]
