@@ -26,7 +26,7 @@ from models.spec.unet import read_unet_spec
 from models.spec.vae import read_vae_spec
 from models.tiling import tiled_decode
 from models.vae import VAEDecoder
-from models.weights import load_mmdit, load_unet, load_vae
+from models.weights import load_mmdit, load_tiny_decoder, load_unet, load_vae
 
 Decoder = Callable[[Tensor], Tensor]
 """latents [B, C, h, w] -> pictures [B, 3, H, W] in about [-1, 1]."""
@@ -53,6 +53,8 @@ class TextToImageModel:
     """None for a model that only draws from text."""
     latent_channels: int
     downscale: int
+    fast_decoder: Decoder | None = None
+    """A small decoder of lesser quality, where the folder has one in ``vae_tiny``."""
 
 
 def load(folder: Path) -> TextToImageModel:
@@ -89,6 +91,7 @@ def load_with(
         encoder=encoder,
         latent_channels=vae.latent_channels,
         downscale=vae.downscale,
+        fast_decoder=load_tiny_decoder(tiny).decode if (tiny := folder / "vae_tiny").is_dir() else None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderTiny,
     DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     StableDiffusion3Img2ImgPipeline,
@@ -31,6 +34,7 @@ from models.guidance import Guidance
 from models.plan import Schedule, make_plan
 from models.spec.model import ModelSpec
 from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3, write_tiny_svd
+from tests.support.tiny_xl import randomise
 
 SIZE = (48, 32)
 PROMPT, NEGATIVE = "a red cat", "a dog"
@@ -294,10 +298,29 @@ def test_stable_video_diffusion(folder: Callable[[str], Path], chunk: int) -> No
         assert_different(animated(model, pixels, *other, chunk), theirs)
 
 
-def test_turbo_is_recognised_by_its_scheduler(sdxl_folder: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
+def test_the_fast_decoder_is_the_tiny_autoencoder_of_the_folder(sdxl_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fast"
+    shutil.copytree(sdxl_folder, folder)
+    assert text_to_image.load(folder).fast_decoder is None
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    randomise(tiny, 7).save_pretrained(folder / "vae_tiny")
+    model = text_to_image.load(folder)
+    assert model.fast_decoder is not None
+    plan = make_plan(model.schedule, "euler", 2, Guidance())
+    row = text_to_image.start_row(model, plan, text_to_image.prepare(model, PROMPT, "", False, *SIZE), SEED, SIZE)
+    latents = row.state[:1]
+    theirs = tiny.decode(latents).sample.clamp(-1, 1)
+    fast = text_to_image.decode(model.fast_decoder, [row])[0].astype(int)
+    assert abs(fast - text_to_image.to_uint8(theirs)[0].astype(int)).max() <= 1
+    assert abs(fast - text_to_image.decode(model.decoder, [row])[0].astype(int)).mean() > 5
 
+
+def test_turbo_is_recognised_by_its_scheduler(sdxl_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "turbo"
     shutil.copytree(sdxl_folder, folder)
     assert ModelSpec.read(folder).max_guidance > 1.0
