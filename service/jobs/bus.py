@@ -1,98 +1,95 @@
-"""A lossy bus between the processes of one machine: hints that save a look into the store, never the truth.
-
-Each process has one Unix datagram socket in a common folder; publishing sends to every other socket there. Nobody
-waits for anybody: a full socket misses the event, a dead one is removed.
-"""
+"""A lossy bus between processes: hints that save a look into the store, never the truth."""
 
 from __future__ import annotations
 
-import errno
-import os
-import secrets
-import select
-import socket
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-_MAX_ADDRESS_BYTES = 103  # of a socket's path: macOS has 104 with the closing zero, Linux 108
-_MAX_EVENT_BYTES = 4096
-_MAX_DRAIN = 1000  # events of one receive, so that a storm of senders cannot hold the receiver for ever
+from service.jobs.bus_local import LocalTransport
+
+MAX_EVENT_BYTES = 32 * 1024
+"""Room for a preview; every transport carries it in one piece."""
+PROGRESS_EVERY_S = 0.5
+"""The pause between two reports of one kind on one job that a worker's bus should keep."""
+_REMEMBERED = 1024  # jobs whose last report is known; the end of one may come from elsewhere, so the oldest make room
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: a job was submitted (``job`` may be absent), cancelled, finished in any way, or has done
-    ``step`` of its ``steps``."""
+    """What happened: a job was submitted (``job`` may be absent), cancelled, finished in any way, has done ``step`` of
+    its ``steps``, or looks like ``picture`` (a small file in base64) by then."""
 
-    type: Literal["submitted", "cancelled", "progress", "finished"]
+    type: Literal["submitted", "cancelled", "progress", "preview", "finished"]
     job: str | None = None
     step: int | None = None
     steps: int | None = None
+    picture: str | None = None
 
 
 _EVENT = TypeAdapter(Event)
 
 
-class Bus:
-    """This process's place on the bus in ``folder`` (created when missing).
+class Transport(Protocol):
+    """Carries events as bytes from one process to all others that share an address. Any thread may send, one thread at
+    a time receives."""
 
-    Any thread may publish, one thread at a time receives. Linux holds few unread events a socket
-    (``net.unix.max_dgram_qlen``, often 10): receive often, and look into the store now and then all the same.
+    def send(self, data: bytes) -> None:
+        """Hand over to every other process, without waiting for any."""
+
+    def receive(self, timeout_s: float) -> list[bytes]:
+        """What has arrived, after waiting up to ``timeout_s`` for the first; some of it at least, if there is much."""
+
+    def fileno(self) -> int:
+        """Readable while something has arrived; the same for as long as the transport is open."""
+
+    def close(self) -> None:
+        """Leave; closing twice is fine."""
+
+
+class Bus:
+    """This process's place on the bus.
+
+    Any thread may publish, one thread at a time receives. Receive often, since transports hold few unread events, and
+    look into the store now and then all the same.
+
+    Args:
+        address: a folder for the processes of one machine (created when missing), or the URL of a Redis server for
+            several machines: what is told at one address is heard by all who have the same.
+        progress_every_s: progress and previews of a job that follow the last one of their kind sooner are dropped.
 
     Raises:
         ValueError: the folder's path is too long for a socket, and there is no /proc to shorten it.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        folder = Path(os.path.abspath(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        self._name = f"{os.getpid()}-{secrets.token_hex(6)}.sock"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._socket.setblocking(False)
-            self._prefix = _prefix(folder, self._folder_fd, len(self._name) + 1)
-            # A socket's file exists a moment before the socket answers. A sender that hit that moment would take it
-            # for dead and remove it, so it is made under a name that senders skip.
-            self._socket.bind(f"{self._prefix}/.{self._name}")
-            os.rename(f".{self._name}", self._name, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
-        except BaseException:
-            self._socket.close()
-            os.close(self._folder_fd)
-            raise
+    def __init__(self, address: Path | str, progress_every_s: float = 0.0) -> None:
+        self._transport = _open(address)
+        self._every_s = progress_every_s
+        self._reported: OrderedDict[tuple[str, str | None], float] = OrderedDict()
 
-    def publish(self, event: Event) -> int:
-        """Send to every other process, without waiting; returns how many took it.
+    def publish(self, event: Event) -> None:
+        """Tell every other process, without waiting.
 
         The sender does not get its own event: a worker's progress would fill its own socket and crowd out a cancel.
 
         Raises:
-            ValueError: the event has more than 4096 bytes.
+            ValueError: the event has more than 32 KiB.
         """
+        if event.type in ("progress", "preview") and self._too_soon(event):
+            return
         data = _EVENT.dump_json(event, exclude_none=True)
-        if len(data) > _MAX_EVENT_BYTES:
-            raise ValueError(f"an event of {len(data)} bytes; the bus carries {_MAX_EVENT_BYTES}")
-        names = os.listdir(self._folder_fd)
-        # Unread datagrams count against the socket they were sent from, so one that sends everything would be blocked
-        # for all peers by one that sleeps: each event has a socket of its own.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            return sum(self._send(sender, name, data) for name in names if _is_peer(name) and name != self._name)
+        if len(data) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event of {len(data)} bytes; the bus carries {MAX_EVENT_BYTES}")
+        self._transport.send(data)
 
     def receive(self, timeout_s: float) -> list[Event]:
         """All events that are there, after waiting up to ``timeout_s`` for the first; anything malformed is dropped."""
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        poller.poll(max(timeout_s, 0.0) * 1000)  # milliseconds; a negative time would wait for ever
         events: list[Event] = []
-        for _ in range(_MAX_DRAIN):
-            try:
-                data = self._socket.recv(_MAX_EVENT_BYTES)
-            except BlockingIOError:
-                break
+        for data in self._transport.receive(max(timeout_s, 0.0)):
             try:
                 events.append(_EVENT.validate_json(data, strict=True))
             except ValidationError:
@@ -100,45 +97,27 @@ class Bus:
         return events
 
     def fileno(self) -> int:
-        """The socket, for ``asyncio``'s ``add_reader``: when it is readable, call ``receive(0)``."""
-        return self._socket.fileno()
+        """For ``asyncio``'s ``add_reader``: when it is readable, call ``receive(0)``."""
+        return self._transport.fileno()
 
     def close(self) -> None:
         """Leave the bus; closing twice is fine."""
-        if self._folder_fd < 0:
-            return
-        self._remove(self._name)
-        self._socket.close()
-        os.close(self._folder_fd)
-        self._folder_fd = -1
+        self._transport.close()
 
-    def _send(self, sender: socket.socket, name: str, data: bytes) -> bool:
-        try:
-            sender.sendto(data, f"{self._prefix}/{name}")
+    def _too_soon(self, event: Event) -> bool:
+        # Two threads that report on one job in the same instant may both pass, which does no harm.
+        now, key = time.monotonic(), (event.type, event.job)
+        if now - self._reported.get(key, -self._every_s) < self._every_s:
             return True
-        except OSError as error:
-            # Full (EAGAIN), gone since the listing (ENOENT), another user's (EACCES): the event is lost on that peer.
-            if error.errno == errno.ECONNREFUSED:  # nobody has it open, and no name is ever used twice
-                self._remove(name)
-            return False
-
-    def _remove(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._folder_fd)
-        except FileNotFoundError:
-            return  # another sender was faster
+        self._reported[key] = now
+        if len(self._reported) > _REMEMBERED:
+            self._reported.popitem(last=False)
+        return False
 
 
-def _is_peer(name: str) -> bool:
-    return name.endswith(".sock") and not name.startswith(".")
+def _open(address: Path | str) -> Transport:
+    if "://" not in str(address):
+        return LocalTransport(address)
+    from service.jobs.bus_redis import RedisTransport  # an extra of the installation
 
-
-def _prefix(folder: Path, folder_fd: int, name_bytes: int) -> str:
-    """A path to the folder that is short enough for a socket's address."""
-    room = _MAX_ADDRESS_BYTES - 1 - max(name_bytes, 32)  # 32: room for a peer whose process id has more digits
-    if len(os.fsencode(folder)) <= room:
-        return str(folder)
-    through_fd = f"/proc/self/fd/{folder_fd}"
-    if os.path.isdir(through_fd):
-        return through_fd
-    raise ValueError(f"{folder} is too long for a socket's path: at most {room} bytes, choose a shorter data folder")
+    return RedisTransport(str(address))

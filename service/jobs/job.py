@@ -24,6 +24,14 @@ class JobState(StrEnum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
+class Priority(StrEnum):
+    """How urgent a job is. A class decides how long a job waits behind others, never whether it runs at all."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,6 +88,11 @@ class Job(_Frozen):
     """How often a worker has claimed it."""
     results: tuple[Result, ...] = ()
     error: JobError | None = None
+    priority: Priority = Priority.STANDARD
+    deadline_at: float | None = None
+    """A job that no worker has begun by then ends as expired."""
+    checkpoint: str | None = None
+    """Name of the artifact from which a worker can go on; gone when the job has ended."""
 
 
 class Lease(_Frozen):

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import TypeAdapter
+from service.errors import QueueFull, UnknownJob
+from service.jobs import sqlite_rows as rows
+from service.jobs.job import Job, JobError, JobState, Lease, Priority, Result, TextToImage
+from service.jobs.sqlite_file import connect
+from service.jobs.sqlite_writer import Writer, public
+from service.jobs.store import (
+    MAX_ATTEMPTS,
+    WORKER_LOST,
+    Pruned,
+    QueueStats,
+    check_deadline,
+    check_repeated,
+    request_json,
+)
 
-from service.errors import IdempotencyConflict, QueueFull, Unavailable, UnknownJob
-from service.jobs.job import Job, JobError, JobState, Lease, Result, TextToImage
-from service.jobs.sqlite_file import connect, result_code, transaction
-from service.jobs.store import MAX_ATTEMPTS, QueueStats
-
-_COLUMNS = ", ".join(Job.model_fields)
-_SELECT = f"SELECT {_COLUMNS} FROM jobs WHERE"
-_NO_LEASE = "lease_id = NULL, worker = NULL, lease_expires_at = NULL"
-_REQUEUE = f"UPDATE jobs SET state = 'queued', started_at = NULL, {_NO_LEASE}"
-_RESULTS = TypeAdapter(tuple[Result, ...])
+T = TypeVar("T")
 
 
 class SQLiteStore:
@@ -32,10 +35,11 @@ class SQLiteStore:
 
     Several processes may open the same file, each with its own store; it must lie on a local disk, since write-ahead
     logging shares memory between them. What a call wrote outlives the process at once; it outlives a power cut at
-    once with ``synchronous="FULL"`` (one more disk flush a call), else the last calls before the cut may be lost.
+    once with ``synchronous="FULL"`` (one more disk flush a group of calls), else the last calls before the cut may be
+    lost. Writes go through one connection in groups (:class:`service.jobs.sqlite_writer.Writer`), reads through another
+    that no write holds up.
 
     A lease counts as held until :meth:`reap` takes it back, even when it has run out: finished work is not thrown away.
-    Every method raises :class:`Unavailable` when the file stays locked for ``busy_timeout_s`` or the disk is full.
 
     Args:
         path: the database file; it and its folder are created when missing.
@@ -57,162 +61,206 @@ class SQLiteStore:
     ) -> None:
         self._max_queued = max_queued
         self._clock = clock
-        self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._db = connect(Path(path), synchronous, busy_timeout_s)
+        self._writer = Writer(connect(Path(path), synchronous, busy_timeout_s))
+        self._reader = connect(Path(path), synchronous, busy_timeout_s)
+        self._reading = threading.Lock()
 
-    def submit(self, request: TextToImage, idempotency_key: str | None = None) -> Job:
-        """Accept a job; see :meth:`JobStore.submit`. A known key is answered even when the queue is full."""
-        with self._write() as db:
-            for first in _jobs(db.execute(f"{_SELECT} idempotency_key = ?", (idempotency_key,))):  # NULL equals nothing
-                if first.request != request:
-                    raise IdempotencyConflict(f"idempotency key {idempotency_key!r} was used with another request")
-                return first
-            (queued,) = db.execute("SELECT jobs FROM counts WHERE state = 'queued'").fetchone()
+    def submit(
+        self,
+        request: TextToImage,
+        idempotency_key: str | None = None,
+        *,
+        priority: Priority = Priority.STANDARD,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Accept a job; see :meth:`JobStore.submit`."""
+        text = request_json(request)
+        check_deadline(deadline_s)
+
+        def write(db: sqlite3.Connection) -> Job:
+            if idempotency_key is not None:
+                for first in rows.jobs(db.execute(f"{rows.SELECT} idempotency_key = ?", (idempotency_key,))):
+                    check_repeated(first, idempotency_key, request, priority, deadline_s)
+                    return first
+            (queued,) = db.execute("SELECT sum(jobs) FROM counts WHERE state = 'queued'").fetchone()
             if queued >= self._max_queued:
                 raise QueueFull(f"{queued} jobs are waiting, and the limit is {self._max_queued}")
             now = self._clock()
-            inserted = db.execute(
-                "INSERT INTO jobs (id, request, state, created_at, idempotency_key)"
-                f" VALUES (?, ?, 'queued', ?, ?) RETURNING {_COLUMNS}",
-                (_new_id(db, now), request.model_dump_json(), now, idempotency_key),
+            job = Job(
+                id=rows.new_id(db, now),
+                request=request,
+                state=JobState.QUEUED,
+                created_at=now,
+                priority=priority,
+                deadline_at=None if deadline_s is None else now + deadline_s,
             )
-            # Read back before the commit: a request that JSON cannot hold (infinite guidance) would break every claim.
-            return _jobs(inserted)[0]
+            db.execute(
+                "INSERT INTO jobs (id, request, state, model, priority, created_at, deadline_at, idempotency_key)"
+                " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?)",
+                (job.id, text, request.model, priority.value, now, job.deadline_at, idempotency_key),
+            )
+            return job
 
-    def claim(self, worker: str, limit: int, lease_s: float) -> list[Lease]:
-        """Take up to ``limit`` queued jobs for ``lease_s`` seconds; see :meth:`JobStore.claim`."""
-        if limit <= 0 or self.stats().queued == 0:  # an idle worker that polls never takes the write lock
-            return []
-        with self._write() as db:
+        return self._write(write)
+
+    def claim(self, worker: str, limit: int, lease_s: float, models: Collection[str] | None = None) -> list[Lease]:
+        """Take queued jobs; see :meth:`JobStore.claim`."""
+        with self._read() as db:  # an idle worker that polls never takes the write lock
+            if limit <= 0 or db.execute("SELECT 1 FROM jobs WHERE state = 'queued' LIMIT 1").fetchone() is None:
+                return []
+
+        def write(db: sqlite3.Connection) -> list[Lease]:
             now = self._clock()
-            found = db.execute("SELECT seq FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT ?", (limit,))
+            rows.expire(db, now)
             leases = []
-            for (seq,) in found.fetchall():
-                lease_id = secrets.token_urlsafe(24)
+            for seq in rows.next_in_turn(db, limit, models):
+                lease_id = rows.new_lease(seq)
                 updated = db.execute(
                     "UPDATE jobs SET state = 'running', started_at = ?, attempts = attempts + 1, lease_id = ?,"
-                    f" worker = ?, lease_expires_at = ? WHERE seq = ? RETURNING {_COLUMNS}",
+                    f" worker = ?, lease_expires_at = ? WHERE seq = ? RETURNING {rows.COLUMNS}",
                     (now, lease_id, worker, now + lease_s, seq),
                 )
-                leases.append(Lease(id=lease_id, job=_jobs(updated)[0], expires_at=now + lease_s))
+                leases.append(Lease(id=lease_id, job=rows.jobs(updated)[0], expires_at=now + lease_s))
             return leases
+
+        return self._write(write)
 
     def renew(self, lease_ids: Sequence[str], lease_s: float) -> set[str]:
         """Let leases end ``lease_s`` seconds from now; see :meth:`JobStore.renew`."""
         if not lease_ids:
             return set()
-        with self._write() as db:
+
+        def write(db: sqlite3.Connection) -> set[str]:
             expires_at = self._clock() + lease_s
-            sql = "UPDATE jobs SET lease_expires_at = ? WHERE lease_id = ?"
-            return {lease_id for lease_id in lease_ids if db.execute(sql, (expires_at, lease_id)).rowcount == 1}
+            held = {lease_id: seq for lease_id in lease_ids for seq, _ in rows.leased(db, lease_id)}
+            for seq in held.values():
+                db.execute("UPDATE jobs SET lease_expires_at = ? WHERE seq = ?", (expires_at, seq))
+            return set(held)
+
+        return self._write(write)
+
+    def checkpoint(self, lease_id: str, artifact: str) -> bool:
+        """Record from where to go on; see :meth:`JobStore.checkpoint`."""
+
+        def write(db: sqlite3.Connection) -> bool:
+            for seq, before in rows.leased(db, lease_id):
+                db.execute("UPDATE jobs SET checkpoint = ? WHERE seq = ?", (artifact, seq))
+                rows.use(db, [artifact])
+                rows.disuse(db, before)
+                return True
+            return False
+
+        return self._write(write)
 
     def complete(self, lease_id: str, results: Sequence[Result]) -> bool:
         """Record the outcome; see :meth:`JobStore.complete`."""
-        return self._end(lease_id, JobState.COMPLETED, _RESULTS.dump_json(tuple(results)).decode(), None)
+        return self._write(partial(_end, lease_id, rows.Outcome(JobState.COMPLETED, self._clock(), tuple(results))))
 
     def fail(self, lease_id: str, error: JobError) -> bool:
         """Record a failure; see :meth:`JobStore.fail`."""
-        return self._end(lease_id, JobState.FAILED, "[]", error.model_dump_json())
+        return self._write(partial(_end, lease_id, rows.Outcome(JobState.FAILED, self._clock(), error=error)))
 
     def cancel(self, job_id: str) -> Job | None:
         """End a job as cancelled and take back its lease; see :meth:`JobStore.cancel`."""
-        with self._write() as db:
-            sql = f"UPDATE jobs SET state = 'cancelled', finished_at = ?, {_NO_LEASE}"
-            db.execute(f"{sql} WHERE id = ? AND state IN ('queued', 'running')", (self._clock(), job_id))
-            return next(iter(_jobs(db.execute(f"{_SELECT} id = ?", (job_id,)))), None)
+
+        def write(db: sqlite3.Connection) -> Job | None:
+            for seq, checkpoint in rows.held(db, "id = ? AND state IN ('queued', 'running')", job_id):
+                rows.finish(db, seq, checkpoint, rows.Outcome(JobState.CANCELLED, self._clock()))
+            return rows.one(db, job_id)
+
+        return self._write(write)
 
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
         with self._read() as db:
-            return next(iter(_jobs(db.execute(f"{_SELECT} id = ?", (job_id,)))), None)
+            return rows.one(db, job_id)
 
     def list(self, limit: int, after: str | None = None, state: JobState | None = None) -> list[Job]:
-        """Newest first; see :meth:`JobStore.list`.
-
-        Raises:
-            UnknownJob: there is no job ``after``. An empty answer would look like the end of the list.
-        """
+        """Newest first; see :meth:`JobStore.list`."""
         with self._read() as db:
             before = None if after is None else db.execute("SELECT seq FROM jobs WHERE id = ?", (after,)).fetchone()
             if after is not None and before is None:
                 raise UnknownJob(f"there is no job {after!r} to list from", param="after")
             where, values = ("", ()) if state is None else (" AND state = ?", (state.value,))
             bound = before[0] if before else 2**63 - 1
-            sql = f"{_SELECT} seq < ?{where} ORDER BY seq DESC LIMIT ?"  # where a negative limit would mean none
-            return _jobs(db.execute(sql, (bound, *values, max(limit, 0))))
+            sql = f"{rows.SELECT} seq < ?{where} ORDER BY seq DESC LIMIT ?"  # where a negative limit would mean none
+            return rows.jobs(db.execute(sql, (bound, *values, max(limit, 0))))
 
     def reap(self, worker: str | None = None) -> int:
-        """Return lost jobs to the queue, at its front, or fail them; see :meth:`JobStore.reap`."""
-        lost = JobError(code="worker_lost", message=f"the job's worker was lost {MAX_ATTEMPTS} times")
+        """Return lost jobs to the queue, to their old turn, or fail them; see :meth:`JobStore.reap`."""
         now = self._clock()
-        value = now if worker is None else worker
-        where = f"state = 'running' AND {'lease_expires_at <= ?' if worker is None else 'worker = ?'}"
-        with self._read() as db:  # the common case, nothing lost, takes no write lock
-            if db.execute(f"SELECT 1 FROM jobs WHERE {where} LIMIT 1", (value,)).fetchone() is None:
+        where, value = ("lease_expires_at <= ?", now) if worker is None else ("worker = ?", worker)
+        where = f"state = 'running' AND {where}"
+        with self._read() as db:  # the common case, nothing to do, takes no write lock
+            lost = db.execute(f"SELECT 1 FROM jobs WHERE {where} LIMIT 1", (value,)).fetchone()
+            if lost is None and not rows.any_overdue(db, now):
                 return 0
-        with self._write() as db:
-            sql = f"UPDATE jobs SET state = 'failed', error = ?, finished_at = ?, {_NO_LEASE} WHERE attempts >= ? AND"
-            failed = db.execute(f"{sql} {where}", (lost.model_dump_json(), now, MAX_ATTEMPTS, value)).rowcount
-            return failed + db.execute(f"{_REQUEUE} WHERE {where}", (value,)).rowcount
+
+        def write(db: sqlite3.Connection) -> int:
+            outcome = rows.Outcome(JobState.FAILED, now, error=WORKER_LOST)
+            failed = rows.held(db, f"{where} AND attempts >= {MAX_ATTEMPTS}", value)
+            for seq, checkpoint in failed:
+                rows.finish(db, seq, checkpoint, outcome)
+            requeued = db.execute(f"{rows.REQUEUE} WHERE {where}", (value,)).rowcount
+            rows.expire(db, now)
+            return len(failed) + requeued
+
+        return self._write(write)
 
     def release(self, worker: str) -> int:
-        """Give a worker's jobs back unharmed, to the front of the queue; see :meth:`JobStore.release`."""
-        with self._write() as db:
-            where = "WHERE state = 'running' AND worker = ?"
-            return db.execute(f"{_REQUEUE}, attempts = attempts - 1 {where}", (worker,)).rowcount
+        """Give a worker's jobs back unharmed, to their old turn; see :meth:`JobStore.release`."""
+        sql = f"{rows.REQUEUE}, attempts = attempts - 1 WHERE state = 'running' AND worker = ?"
+        return self._write(lambda db: db.execute(sql, (worker,)).rowcount)
 
     def stats(self) -> QueueStats:
-        """Depth of the queue and age of its oldest job."""
+        """Depths, ages and ends; see :meth:`JobStore.stats`."""
         with self._read() as db:
-            oldest = "(SELECT created_at FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1)"
-            rows = db.execute(f"SELECT jobs, {oldest} FROM counts ORDER BY state")  # queued comes before running
-            (queued, oldest_at), (running, _) = rows.fetchall()
-            return QueueStats(queued, running, oldest_at)
+            db.execute("BEGIN")  # one moment for all of it
+            try:
+                return rows.stats(db)
+            finally:
+                db.execute("COMMIT")
+
+    def prune(self, ended_before: float, limit: int) -> Pruned:
+        """Delete old jobs; see :meth:`JobStore.prune`."""
+        return self._write(lambda db: rows.prune(db, ended_before, limit))
+
+    def referenced(self, artifacts: Sequence[str]) -> set[str]:
+        """Artifacts in use; see :meth:`JobStore.referenced`."""
+        with self._read() as db:
+            sql = "SELECT 1 FROM artifacts WHERE name = ?"
+            return {name for name in artifacts if db.execute(sql, (name,)).fetchone() is not None}
 
     def close(self) -> None:
         """Release the file; closing twice is fine."""
-        with self._lock:
-            self._db.close()
-
-    def _end(self, lease_id: str, state: JobState, results: str, error: str | None) -> bool:
-        with self._write() as db:
-            sql = f"UPDATE jobs SET state = ?, results = ?, error = ?, finished_at = ?, {_NO_LEASE} WHERE lease_id = ?"
-            return db.execute(sql, (state.value, results, error, self._clock(), lease_id)).rowcount == 1
+        with self._reading:
+            self._reader.close()
+        self._writer.close()
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        """The connection, this thread's alone."""
-        if os.getpid() != self._pid:  # before the lock, which a thread that fork did not copy may hold
-            raise RuntimeError("this store was opened before a fork; open one in each process")
-        with self._lock:
+        """The connection for reading, this thread's alone."""
+        self._check_process()
+        with self._reading:
             try:
-                yield self._db
-            except sqlite3.OperationalError as error:
-                if result_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
-                    raise Unavailable(f"the job store cannot be used now: {error}") from error
-                raise
+                yield self._reader
+            except sqlite3.Error as error:
+                told = public(error)
+                raise told from (None if told is error else error)
 
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the write lock from its start, so it cannot fail half way for lack of it."""
-        with self._read() as db, transaction(db):
-            yield db
+    def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_process()
+        return self._writer.run(operation)
 
-
-def _new_id(db: sqlite3.Connection, now: float) -> str:
-    """32 hex digits: microseconds since 1970, later than every id before, and 72 random bits."""
-    last = db.execute("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1").fetchone()
-    earliest_us = int(last[0][:14], 16) + 1 if last else 0
-    return f"{max(int(now * 1e6), earliest_us):014x}{secrets.token_hex(9)}"
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:  # before a lock, which a thread that fork did not copy may hold
+            raise RuntimeError("this store was opened before a fork; open one in each process")
 
 
-def _jobs(cursor: sqlite3.Cursor) -> list[Job]:
-    """Every row of a query for ``_COLUMNS``, read to its end, for an open cursor would keep its transaction open."""
-    jobs = []
-    for row in cursor.fetchall():
-        fields = dict(zip(Job.model_fields, row, strict=True))
-        for name in ("request", "results", "error"):
-            fields[name] = None if fields[name] is None else json.loads(fields[name])
-        jobs.append(Job.model_validate(fields))
-    return jobs
+def _end(lease_id: str, outcome: rows.Outcome, db: sqlite3.Connection) -> bool:
+    """Write the outcome of the job under this lease, if there is one."""
+    found = rows.leased(db, lease_id)
+    for seq, checkpoint in found:
+        rows.finish(db, seq, checkpoint, outcome)
+    return bool(found)

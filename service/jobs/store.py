@@ -2,44 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.jobs.job import Job, JobError, JobState, Lease, Result, TextToImage
+from service.errors import IdempotencyConflict
+from service.jobs.job import Job, JobError, JobState, Lease, Priority, Result, TextToImage
 
 MAX_ATTEMPTS = 3
 """A job that was claimed this often and never ended has taken its workers with it: it fails as ``worker_lost``."""
 
+WORKER_LOST = JobError(code="worker_lost", message=f"the job's worker was lost {MAX_ATTEMPTS} times")
+
+HEAD_START_S: Mapping[Priority, float] = {Priority.INTERACTIVE: 0.0, Priority.STANDARD: 30.0, Priority.BATCH: 600.0}
+"""The ageing of queued jobs: each is claimed in its turn as if it had been accepted so many seconds later. A batch job
+therefore waits behind the interactive jobs of the next ten minutes and behind none after that, so it cannot starve; and
+the order of two jobs never changes while they wait, so a queue can be kept sorted."""
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """The queue of one priority class."""
+
+    queued: int
+    oldest_queued_at: float | None  # Unix seconds
+
 
 @dataclass(frozen=True)
 class QueueStats:
-    """Numbers for the gauges."""
+    """Numbers for the gauges. ``classes`` and ``ended`` leave out what is zero."""
 
     queued: int
     running: int
     oldest_queued_at: float | None  # Unix seconds
+    classes: Mapping[Priority, ClassStats] = field(default_factory=dict)
+    ended: Mapping[JobState, int] = field(default_factory=dict)
+    """Jobs that ever ended so, deleted ones included: a counter for all processes together."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :meth:`JobStore.prune` deleted."""
+
+    jobs: int
+    artifacts: tuple[str, ...]
+    """Names to which no job refers any more."""
 
 
 class JobStore(Protocol):
     """Every method is safe to call from any thread and is durable when it returns.
 
-    A job ends exactly once: the first of complete, fail, cancel and the last reap wins, later calls change nothing.
+    A job ends exactly once: the first of complete, fail, cancel, the last reap and its deadline wins, later calls
+    change nothing. To watch a job is to read it with :meth:`get` and then to listen to the bus.
+
+    The methods block: a worker's loop has nothing to do before it knows its jobs, and the API calls them in threads,
+    as it must for a file anyway. Every method raises :class:`service.errors.Unavailable` when the store is out of reach
+    or its disk is full.
     """
 
-    def submit(self, request: TextToImage, idempotency_key: str | None = None) -> Job:
-        """Accept a job. The same key with the same request returns the first job.
+    def submit(
+        self,
+        request: TextToImage,
+        idempotency_key: str | None = None,
+        *,
+        priority: Priority = Priority.STANDARD,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Accept a job. The same key with the same arguments returns the first job, even when the queue is full.
+
+        Args:
+            request: what to make.
+            idempotency_key: names this submission for as long as its job is kept.
+            priority: its class.
+            deadline_s: seconds from now within which a worker must have begun.
 
         Raises:
-            IdempotencyConflict: the key was used with another request.
+            IdempotencyConflict: the key was used with other arguments.
             QueueFull: as many jobs are queued as the store may hold.
+            ValueError: ``deadline_s`` is not a positive number, or the request holds what JSON cannot.
         """
 
-    def claim(self, worker: str, limit: int, lease_s: float) -> list[Lease]:
-        """Take up to ``limit`` queued jobs, oldest first, under fresh unguessable lease ids."""
+    def claim(self, worker: str, limit: int, lease_s: float, models: Collection[str] | None = None) -> list[Lease]:
+        """Take up to ``limit`` queued jobs for ``lease_s`` seconds under fresh unguessable lease ids.
+
+        The order is that of acceptance, with the head starts of :data:`HEAD_START_S`. Only jobs of ``models`` are
+        taken (None: of any). Jobs past their deadline end as expired.
+        """
 
     def renew(self, lease_ids: Sequence[str], lease_s: float) -> set[str]:
         """Extend leases; returns those still held. One that is missing was cancelled, reaped or never existed."""
+
+    def checkpoint(self, lease_id: str, artifact: str) -> bool:
+        """Record from where another worker can go on; False when the lease is no longer held."""
 
     def complete(self, lease_id: str, results: Sequence[Result]) -> bool:
         """Record the outcome; False when the lease is no longer held (nothing is written then)."""
@@ -54,18 +109,66 @@ class JobStore(Protocol):
         """The job, or None."""
 
     def list(self, limit: int, after: str | None = None, state: JobState | None = None) -> list[Job]:
-        """Newest first, starting after the job ``after``."""
+        """Newest first, starting after the job ``after``.
+
+        Raises:
+            UnknownJob: there is no job ``after``. An empty answer would look like the end of the list.
+        """
 
     def reap(self, worker: str | None = None) -> int:
         """Return jobs of expired leases to the queue (of ``worker``: all its leases, for it is known to be dead), or
-        fail them after :data:`MAX_ATTEMPTS`; returns how many jobs were touched."""
+        fail them after :data:`MAX_ATTEMPTS`; returns how many these were. Queued jobs past their deadline then end as
+        expired, which is not counted."""
 
     def release(self, worker: str) -> int:
         """Return all jobs of a worker that stops in order to the queue; unlike with :meth:`reap`, the claim does not
         count as an attempt. Returns how many there were."""
 
     def stats(self) -> QueueStats:
-        """Depth of the queue and age of its oldest job."""
+        """Depth of the queue and age of its oldest job, over all and by class."""
+
+    def prune(self, ended_before: float, limit: int) -> Pruned:
+        """Delete up to ``limit`` jobs that ended before that time (Unix seconds), the first to end first."""
+
+    def referenced(self, artifacts: Sequence[str]) -> set[str]:
+        """Those of these artifacts that are the result or the checkpoint of a job."""
 
     def close(self) -> None:
-        """Release files and connections."""
+        """Release files and connections; closing twice is fine."""
+
+
+def request_json(request: TextToImage) -> str:
+    """The request as it is stored.
+
+    Raises:
+        ValueError: it would not come back from there (JSON has no infinity), and would break every claim.
+    """
+    text = request.model_dump_json()
+    TextToImage.model_validate_json(text)
+    return text
+
+
+def check_deadline(deadline_s: float | None) -> None:
+    """Refuse a deadline that is not in the future.
+
+    Raises:
+        ValueError: it is zero, negative, infinite or not a number.
+    """
+    if deadline_s is not None and not 0 < deadline_s < math.inf:
+        raise ValueError(f"deadline_s is {deadline_s}; it must be a number of seconds above 0")
+
+
+def check_repeated(first: Job, key: str, request: TextToImage, priority: Priority, deadline_s: float | None) -> None:
+    """Refuse a repeated key unless everything else is repeated too.
+
+    Raises:
+        IdempotencyConflict: ``first``, which was accepted under the key, is another job.
+    """
+    first_deadline_s = None if first.deadline_at is None else first.deadline_at - first.created_at
+    same_deadline = (
+        first_deadline_s is deadline_s
+        if first_deadline_s is None or deadline_s is None
+        else math.isclose(first_deadline_s, deadline_s, abs_tol=1e-3)  # the sum of two floats was rounded
+    )
+    if (first.request, first.priority) != (request, priority) or not same_deadline:
+        raise IdempotencyConflict(f"idempotency key {key!r} was used with another request")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from service.jobs.job import TextToImage
+from service.jobs.redis import RedisStore
 from service.jobs.sqlite import SQLiteStore
 from service.jobs.store import JobStore
+from tests.service.jobs.redis_server import Durability, RedisServer
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,19 +41,58 @@ class Backend:
     source: Callable[[Path], str]
 
 
-BACKENDS = (
-    Backend(
-        name="sqlite",
-        open=lambda folder, clock, max_queued: SQLiteStore(folder / "jobs.db", max_queued, clock),
-        source=lambda folder: (
-            f"from service.jobs.sqlite import SQLiteStore\nstore = SQLiteStore({str(folder / 'jobs.db')!r})\n"
-        ),
+SQLITE = Backend(
+    name="sqlite",
+    open=lambda folder, clock, max_queued: SQLiteStore(folder / "jobs.db", max_queued, clock),
+    source=lambda folder: (
+        f"from service.jobs.sqlite import SQLiteStore\nstore = SQLiteStore({str(folder / 'jobs.db')!r})\n"
     ),
 )
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+_SERVERS: dict[Durability, RedisServer] = {}
+
+
+def server(durability: Durability) -> RedisServer:
+    """One server a session; stores in different folders share it under different names."""
+    if durability not in _SERVERS:
+        _SERVERS[durability] = RedisServer(Path(tempfile.mkdtemp(prefix="redis-")), durability)
+    return _SERVERS[durability]
+
+
+def namespace(folder: Path) -> str:
+    """What stores of this folder call themselves on a shared server."""
+    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
+
+def on_redis(durability: Durability) -> Backend:
+    """Stores on a server with this log."""
+
+    def source(folder: Path) -> str:
+        url, name = server(durability).url, namespace(folder)
+        return f"from service.jobs.redis import RedisStore\nstore = RedisStore({url!r}, namespace={name!r})\n"
+
+    return Backend(
+        name=f"redis-{durability}",
+        open=lambda folder, clock, max_queued: RedisStore(server(durability).url, max_queued, clock, namespace(folder)),
+        source=source,
+    )
+
+
+EVERYSEC, ALWAYS = on_redis("everysec"), on_redis("always")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers() -> Iterator[None]:
+    """Stop the servers that were started."""
+    yield
+    for running in _SERVERS.values():
+        running.remove()
+
+
+@pytest.fixture(params=(SQLITE, EVERYSEC, ALWAYS), ids=lambda backend: backend.name)
 def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every store."""
     found = request.param
     assert isinstance(found, Backend)
     return found

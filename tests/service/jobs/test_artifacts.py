@@ -1,85 +1,50 @@
+"""Artifacts in a folder of this machine and under a URL."""
+
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from service.jobs.artifacts import ArtifactStore
 
+NAME = hashlib.sha256(b"picture").hexdigest()
 
-def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+@pytest.fixture(params=["folder", "memory"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where the artifacts of this test lie."""
+    if request.param == "folder":
+        yield str(tmp_path / "new" / "folder")
+    else:
+        yield "memory://bucket/prefix"
+        fsspec.filesystem("memory").store.clear()
 
 
 @pytest.mark.parametrize("content", [b"", b"picture", bytes(range(256)) * 4096])
-def test_bytes_come_back(tmp_path: Path, content: bytes) -> None:
-    store = ArtifactStore(tmp_path / "new" / "folder")
+def test_bytes_come_back(address: str, content: bytes) -> None:
+    store = ArtifactStore(address)
+    before = time.time()
     name = store.put(content)
     assert name == hashlib.sha256(content).hexdigest()
-    assert store.open(name) == ArtifactStore(tmp_path / "new" / "folder").open(name) == content
-    assert files(tmp_path / "new" / "folder") == [f"{name[:2]}/{name[2:4]}/{name}"]
+    assert store.open(name) == ArtifactStore(address).open(name) == content
+    (listed,) = store.list()
+    assert (listed.name, listed.size) == (name, len(content))
+    assert before - 1 <= listed.stored_at <= time.time() + 1
 
 
-def test_putting_twice_writes_once(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    name = store.put(b"picture")
-    written = (tmp_path / files(tmp_path)[0]).stat()
-    assert store.put(b"picture") == name
-    again = (tmp_path / files(tmp_path)[0]).stat()
-    assert (written.st_ino, written.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
-
-
-def test_many_writers_of_the_same_bytes(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
+def test_many_writers_of_the_same_bytes(address: str) -> None:
+    store = ArtifactStore(address)
     contents = [bytes([index % 5]) * 100_000 for index in range(40)]
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(store.put, contents))
     assert [store.open(name) for name in names] == contents
-    assert len(files(tmp_path)) == 5
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    store = ArtifactStore(tmp_path)
-    store.put(b"another")
-    name = hashlib.sha256(b"picture").hexdigest()
-    (tmp_path / name[:2] / name[2:4]).mkdir(parents=True)
-    before = files(tmp_path)
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, call, fail)
-        with pytest.raises(OSError, match="No space"):
-            store.put(b"picture")
-    assert files(tmp_path) == before
-    with pytest.raises(KeyError, match="no artifact"):
-        store.open(name)
-    assert store.put(b"picture") == name
-
-
-def test_the_bytes_are_on_disk_before_they_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def watch(name: str, real: Callable[..., None]) -> None:
-        def call(*arguments: object) -> None:
-            calls.append(name)
-            real(*arguments)
-
-        monkeypatch.setattr(os, name, call)
-
-    watch("fsync", os.fsync)
-    watch("replace", os.replace)
-    ArtifactStore(tmp_path).put(b"picture")
-    assert calls == ["fsync", "fsync", "fsync", "replace", "fsync"]  # two new folders, the file, its folder
-
-
-NAME = hashlib.sha256(b"picture").hexdigest()
+    assert sorted(found.name for found in store.list()) == sorted(set(names))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +59,36 @@ def test_malformed_names_are_refused(tmp_path: Path, name: str) -> None:
         store.open(name)
 
 
-def test_unknown_names_are_refused(tmp_path: Path) -> None:
+def test_unknown_names_are_refused(address: str) -> None:
     with pytest.raises(KeyError, match="no artifact 0000"):
-        ArtifactStore(tmp_path).open("0" * 64)
+        ArtifactStore(address).open("0" * 64)
+
+
+def test_only_what_is_old_is_removed(address: str) -> None:
+    store = ArtifactStore(address)
+    name = store.put(b"picture")
+    kept = store.put(b"another")
+    (stored_at,) = (found.stored_at for found in store.list() if found.name == name)
+    assert not store.remove(name, stored_at), "put at that time or later: it stays"
+    assert store.open(name) == b"picture"
+    assert store.remove(name, stored_at + 1)
+    assert not store.remove(name, stored_at + 1)
+    assert [found.name for found in store.list()] == [kept]
+    assert store.put(b"picture") == name and store.open(name) == b"picture"
+
+
+def test_putting_again_makes_it_young(address: str) -> None:
+    store = ArtifactStore(address)
+    name = store.put(b"picture")
+    (first,) = store.list()
+    time.sleep(0.05)
+    assert store.put(b"picture") == name
+    (again,) = store.list()
+    assert again.stored_at > first.stored_at
+    assert not store.remove(name, again.stored_at)
+
+
+@pytest.mark.parametrize("address", ["nothing://bucket"])
+def test_an_unknown_protocol_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        ArtifactStore(address)

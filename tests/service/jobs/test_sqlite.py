@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from service.errors import Unavailable
-from service.jobs.job import JobState, TextToImage
+from service.jobs.job import JobState, Priority, TextToImage
 from service.jobs.sqlite import SQLiteStore
 from service.jobs.sqlite_file import SCHEMA_VERSION
 from service.jobs.store import JobStore
@@ -22,6 +22,25 @@ from service.jobs.store import JobStore
 Picture = Callable[..., TextToImage]
 Spawn = Callable[[str], "subprocess.Popen[str]"]
 
+VERSION_1 = """
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE, request TEXT NOT NULL, state TEXT NOT NULL,
+    created_at REAL NOT NULL, started_at REAL, finished_at REAL,
+    attempts INTEGER NOT NULL DEFAULT 0, results TEXT NOT NULL DEFAULT '[]', error TEXT,
+    idempotency_key TEXT UNIQUE, lease_id TEXT UNIQUE, worker TEXT, lease_expires_at REAL,
+    CHECK ((state = 'running') = (lease_id IS NOT NULL))
+);
+CREATE INDEX jobs_by_state ON jobs(state);
+CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counts VALUES ('queued', 0), ('running', 0);
+CREATE TRIGGER count_insert AFTER INSERT ON jobs
+    BEGIN UPDATE counts SET jobs = jobs + 1 WHERE state = NEW.state; END;
+CREATE TRIGGER count_update AFTER UPDATE OF state ON jobs BEGIN
+    UPDATE counts SET jobs = jobs + (state = NEW.state) - (state = OLD.state); END;
+PRAGMA application_id = 0x4461726B;
+PRAGMA user_version = 1;
+"""
 HOLD_THE_LOCK = """
 import sqlite3, sys, time
 db = sqlite3.connect({path!r}, isolation_level=None)
@@ -42,8 +61,9 @@ def test_it_has_every_verb(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("synchronous", "level"), [("NORMAL", 1), ("FULL", 2)])
 def test_journal_and_flushing(tmp_path: Path, synchronous: Any, level: int) -> None:
     store = SQLiteStore(tmp_path / "jobs.db", synchronous=synchronous)
-    assert store._db.execute("PRAGMA synchronous").fetchone() == (level,)
-    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    for db in (store._reader, store._writer._db):
+        assert db.execute("PRAGMA synchronous").fetchone() == (level,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     store.close()
 
 
@@ -119,30 +139,33 @@ def _instructions(store: SQLiteStore, call: Callable[[], object]) -> int:
         count += 1
         return 0
 
-    store._db.set_progress_handler(step, 1)
+    for db in (store._reader, store._writer._db):
+        db.set_progress_handler(step, 1)
     call()
-    store._db.set_progress_handler(None, 1)
+    for db in (store._reader, store._writer._db):
+        db.set_progress_handler(None, 1)
     return count
 
 
 def _costs(path: Path, queued: int, finished: int, request: TextToImage, clock: Any) -> dict[str, int]:
     store = SQLiteStore(path, max_queued=1_000_000, clock=clock)
     store.submit(request)
-    store._db.execute("BEGIN")
-    store._db.execute(
-        "INSERT INTO jobs (id, request, state, created_at)"
+    store._writer._db.execute(
+        "INSERT INTO jobs (id, request, model, priority, state, created_at, finished_at, deadline_at)"
         " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
-        " SELECT printf('%014x%018x', 2e12 + i, i), request, iif(i > ?, 'queued', 'completed'), created_at"
-        " FROM n, jobs WHERE seq = 1",
-        (queued + finished, finished),
+        " SELECT printf('%014x%018x', 2e12 + i, i), request, iif(i % 2, model, 'another'),"
+        " iif(i % 3, priority, 'batch'), iif(i > ?, 'queued', 'completed'), created_at,"
+        " iif(i > ?, NULL, 2e12 + i), 4e12 FROM n, jobs WHERE seq = 1",
+        (queued + finished, finished, finished),
     )
-    store._db.execute("COMMIT")
     middle = store.list(5)[-1].id
     lease = store.claim("w1", 1, 30)[0]
     calls: dict[str, Callable[[], object]] = {
         "submit": lambda: store.submit(request, "key"),
         "submit again": lambda: store.submit(request, "key"),
         "claim": lambda: store.claim("w1", 2, 30),
+        "claim of models": lambda: store.claim("w1", 2, 30, ["another", "third"]),
+        "checkpoint": lambda: store.checkpoint(lease.id, "half"),
         "renew": lambda: store.renew([lease.id], 30),
         "list": lambda: store.list(4, after=middle),
         "list by state": lambda: store.list(2, after=middle, state=JobState.QUEUED),
@@ -151,10 +174,13 @@ def _costs(path: Path, queued: int, finished: int, request: TextToImage, clock: 
         "complete": lambda: store.complete(lease.id, []),
         "cancel": lambda: store.cancel(middle),
         "reap": lambda: store.reap("w1"),
+        "reap by time": store.reap,
+        "prune": lambda: store.prune(3e12, 3),
+        "referenced": lambda: store.referenced(["half"]),
     }
     costs = {name: _instructions(store, call) for name, call in calls.items()}
     costs["control"] = _instructions(
-        store, lambda: store._db.execute("SELECT count(*) FROM jobs WHERE attempts = 9").fetchall()
+        store, lambda: store._reader.execute("SELECT count(*) FROM jobs WHERE attempts = 9").fetchall()
     )
     store.close()
     return costs
@@ -164,8 +190,70 @@ def test_costs_stay_flat_from_10_to_100_000_jobs(tmp_path: Path, picture: Pictur
     few = _costs(tmp_path / "few.db", 10, 10, picture(), clock)
     many = _costs(tmp_path / "many.db", 50_000, 50_000, picture(), clock)
     assert many.pop("control") > 1000 * few.pop("control"), "a query without an index must show"
-    grown = {name: (few[name], cost) for name, cost in many.items() if cost > 1.2 * few[name]}
+    grown = {name: (few[name], cost) for name, cost in many.items() if cost > 1.4 * few[name]}  # the trees are deeper
     assert not grown
+
+
+DISK_FULL = """
+import resource, sys
+from service.errors import Unavailable
+from service.jobs.job import TextToImage
+from service.jobs.sqlite import SQLiteStore
+store = SQLiteStore({path!r})
+request = TextToImage.model_validate_json({request!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+for _ in range(200):
+    try:
+        print(store.submit(request).id)
+    except Unavailable as error:
+        print("full", error)
+        break
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(store.submit(request).id)
+"""
+
+
+@pytest.mark.parametrize("limit", [300_000, 2**30])
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, picture: Picture, spawn: Spawn, limit: int) -> None:
+    """With the control: a disk that is large enough."""
+    path = tmp_path / "jobs.db"
+    child = spawn(DISK_FULL.format(path=str(path), request=picture().model_dump_json(), limit=limit))
+    assert child.stdout is not None
+    said = child.stdout.read().splitlines()
+    refused = [line for line in said if line.startswith("full")]
+    assert len(refused) == (limit < 2**30)
+    store = SQLiteStore(path)
+    assert [job.id for job in store.list(1000)][::-1] == [line for line in said if line not in refused]
+    assert (len(said) == 201) == (not refused) and len(said) > 5
+    store.close()
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path, picture: Picture) -> None:
+    db = sqlite3.connect(tmp_path / "jobs.db")
+    db.executescript(VERSION_1)
+    text = picture().model_dump_json()
+    result = '[{"content_sha256": "aa", "media_type": "image/png", "seed": 7, "numerics_id": "x"}]'
+    lease = (None, None, None)
+    for row in [
+        (f"{10**15:014x}{1:018x}", text, "completed", 10.0, 11.0, 12.0, 1, result, None, "key", *lease),
+        (f"{10**15 + 1:014x}{2:018x}", text, "running", 20.0, 21.0, None, 2, "[]", None, None, "lease", "w1", 50.0),
+        (f"{10**15 + 2:014x}{3:018x}", text, "queued", 30.0, None, None, 0, "[]", None, None, *lease),
+    ]:
+        db.execute(f"INSERT INTO jobs VALUES (NULL, {', '.join('?' * 13)})", row)
+    db.commit()
+    db.close()
+    store = SQLiteStore(tmp_path / "jobs.db")
+    new = store.submit(picture(), priority=Priority.INTERACTIVE)
+    newest, queued, running, done = store.list(10)
+    assert newest == new and (done.state, done.results[0].content_sha256) == (JobState.COMPLETED, "aa")
+    assert (running.attempts, running.priority, running.deadline_at) == (2, Priority.STANDARD, None)
+    assert store.submit(picture(), "key") == done
+    assert store.stats().ended == {JobState.COMPLETED: 1} and store.stats().queued == 2
+    assert store.reap("w1") == 1, "the worker of the old version is gone"
+    assert store.referenced(["aa"]) == {"aa"}
+    assert [lease.job.id for lease in store.claim("w1", 5, 30)] == [running.id, queued.id, new.id]
+    assert store.prune(1e12, 10).artifacts == ("aa",)
+    store.close()
 
 
 def test_a_slow_caller_does_not_mix_threads(tmp_path: Path, picture: Picture) -> None:
