@@ -30,7 +30,7 @@ ADVERSARIAL_WEIGHT = 0.05
 GRADIENT_PENALTY = 1e-5
 HEAD_WIDTH = 64
 BATCH = 32
-RECIPE = Recipe(steps=2_000, peak_lr=3e-4, final_lr=1e-5, warmup=50, decay=0.5, ema=0.995)
+RECIPE = Recipe(steps=1_500, peak_lr=3e-4, final_lr=1e-5, warmup=50, decay=0.5, ema=0.995)
 
 
 class Head(nn.Module):
