@@ -115,6 +115,7 @@ def _quality(report: Mapping[str, Any]) -> str:
     rows = {
         "named rightly by the judge": percent(judge["accuracy"]),
         **{f"... in style {style}": percent(share) for style, share in judge["per_style"].items()},
+        **{f"... in {steps} steps": percent(share) for steps, share in report.get("other_steps", {}).items()},
         "the judge on real drawings of these concepts": percent(judge["real_accuracy"]),
         "blind look, choice of ten": report.get("blind") or "not done yet",
         "control: prompts shuffled among pictures": f"{percent(judge['shuffled'])} "

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,18 @@ GRADIENT_PENALTY = 1e-5
 HEAD_WIDTH = 64
 BATCH = 32
 RECIPE = Recipe(steps=1_500, peak_lr=3e-4, final_lr=1e-5, warmup=50, decay=0.5, ema=0.995)
+
+
+def described() -> dict[str, Any]:
+    """The recipe and its constants, for a model card."""
+    constants = {
+        "student_times": STUDENT_TIMES,
+        "teacher_guidance": TEACHER_GUIDANCE,
+        "adversarial_weight": ADVERSARIAL_WEIGHT,
+        "gradient_penalty": GRADIENT_PENALTY,
+        "batch": BATCH,
+    }
+    return asdict(RECIPE) | constants
 
 
 class Head(nn.Module):

@@ -13,7 +13,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from models.families.row import advance
 from models.families.text_to_image import TextToImageModel, decode, load, prepare, start_row
 from models.guidance import Guidance
 from models.plan import make_plan
-from models.training import autoencoder, diffusion
+from models.training import autoencoder, diffusion, distillation
 from models.training.artwork import Drawings, download, render
 from models.training.card import card
 from models.training.concepts import CAPTION_STYLES, CONCEPTS, FIRST_CONCEPTS, HELD_OUT, Concept, by_slug
@@ -73,7 +73,7 @@ def describe(model: TextToImageModel, folder: Path, drawings: Drawings) -> dict[
         "defaults": {"steps": spec.steps, "guidance": spec.guidance, "solver": spec.solver, "size": spec.sizes[0]},
         "parameters": {path.parent.name: parameters(path) for path in weights},
         "autoencoder_psnr_db": autoencoder.psnr(load_vae(folder), held_out),
-        "training": recipes(),
+        "training": recipes(distilled=spec.max_guidance == 1.0),
         "weights_sha256": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights
         },
@@ -87,8 +87,9 @@ def parameters(weights: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
 
 
-def recipes() -> dict[str, dict[str, Any]]:
-    """How the shipped model is trained, part by part."""
+def recipes(distilled: bool) -> dict[str, dict[str, Any]]:
+    """How the shipped model is trained, part by part; a student of distillation has one part more than its teacher."""
+    last = {"distillation": distillation.described()} if distilled else {}
     shared = {"batch": diffusion.BATCH, "caption_dropout": diffusion.CAPTION_DROPOUT}
     scenes = {"scenes": diffusion.SCENES, "scene_share": diffusion.SCENE_SHARE}
     return {
@@ -99,6 +100,7 @@ def recipes() -> dict[str, dict[str, Any]]:
         | asdict(diffusion.SECOND_RECIPE)
         | shared
         | scenes,
+        **last,
     }
 
 
@@ -110,6 +112,11 @@ def ready_judge(path: Path | None, drawings: Drawings, steps: int) -> Judge:
     if path is not None:
         judge.save(path)
     return judge
+
+
+def with_steps(model: TextToImageModel, steps: int) -> TextToImageModel:
+    """The same model with another number of steps as its default."""
+    return replace(model, spec=replace(model.spec, steps=steps))
 
 
 def things(
@@ -174,6 +181,7 @@ def main(
     first_seed: int = typer.Option(0, min=0, help="Seed of the first picture; the others count up."),
     first: int | None = typer.Option(None, min=2, help="Only so many concepts, for a trial."),
     trained_on: str = typer.Option("2 CPU cores", help="Machine and hours of the training, for the card."),
+    also_steps: list[int] = typer.Option([], help="Judge the things at these numbers of steps too."),
     blind: tuple[int, Path] = typer.Option((0, Path("blind.png")), help="Write so many pictures as a blind test."),
 ) -> None:
     """Measure a model, write its card, and fail when a control is not at chance."""
@@ -187,6 +195,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     figures, answers = things(network, concepts, referee, art, per_pair, first_seed)
     figures["scenes"] = scenes(network, concepts, referee, drawings, first_seed, out / "scenes.png")
+    figures["other_steps"] = {
+        steps: things(with_steps(network, steps), concepts, referee, art, per_pair, first_seed)[0]["judge"]["accuracy"]
+        for steps in also_steps
+    }
     restricted = float(np.mean(list(real_accuracy(referee, drawings).values())))
     figures["judge"] |= {"trained_on": TRAIN_STYLES, "real_accuracy": restricted}
     left_out = {by_slug([slug])[0].name: share for slug, share in real.items() if slug not in kept_concepts(real)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from models.guidance import Guidance
 from models.plan import make_plan
 from models.weights import load_unet
 
-ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
+ROOT = Path(__file__).resolve().parents[2]
+ZOO = ROOT / "models" / "zoo"
 FOLDER = ZOO / "emoji-xl"
 MAX_UNET_PARAMETERS = 8_300_000
 
@@ -53,6 +56,28 @@ def test_every_file_fits_and_the_unet_is_small() -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
     assert max(sizes.values()) < 16 * 2**20
     assert sum(p.numel() for p in load_unet(FOLDER).parameters()) <= MAX_UNET_PARAMETERS
+
+
+def test_the_whole_zoo_stays_small() -> None:
+    sizes = {path: path.stat().st_size for path in ZOO.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 72 * 2**20
+    assert max(sizes.values()) < 16 * 2**20
+
+
+def test_the_history_stays_small() -> None:
+    """All blobs that were ever committed: weights that are replaced stay in everyone's clone."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = git("rev-list", "--objects", "--all")
+    names = "\n".join(line.split()[0] for line in listed.splitlines())
+    described = git("cat-file", "--batch-check=%(objecttype) %(objectsize)", stdin=names)
+    blobs = [int(line.split()[1]) for line in described.splitlines() if line.startswith("blob")]
+    assert blobs and sum(blobs) <= 240 * 2**20
+
+
+def git(*arguments: str, stdin: str | None = None) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, input=stdin, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def test_both_tokenizers_are_the_same_bytes() -> None:

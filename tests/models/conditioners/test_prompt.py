@@ -139,7 +139,7 @@ def test_no_prompt_takes_long(prompt: str) -> None:
     """It would take seconds if a pattern backtracked or every bracket walked through its text."""
     started = time.process_time()
     parse_prompt(prompt)
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < 1.0
 
 
 @given(

@@ -30,7 +30,7 @@ DESCRIPTION = {
     "defaults": {"steps": 20, "guidance": 3.0, "solver": "dpm++2m", "size": (SIZE, SIZE)},
     "parameters": {"unet": 1_234_567},
     "autoencoder_psnr_db": 24.68,
-    "training": recipes(),
+    "training": recipes(distilled=False),
 }
 
 
@@ -85,7 +85,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(out: Path, **options: Any) -> dict[str, Any]:
     """The report of an evaluation."""
-    defaults = {"judge": None, "judge_steps": 1, "per_pair": 2, "first_seed": 0, "first": None, "blind": (0, Path())}
+    defaults = {"judge": None, "judge_steps": 1, "per_pair": 2, "first_seed": 0, "first": None, "blind": (0, Path()), "also_steps": []}
     main(model=out, artwork=out, out=out, **{**defaults, "trained_on": "an abacus", **options})
     return json.loads((out / "evaluation.json").read_text())
 
@@ -110,6 +110,16 @@ def test_everything_is_written_and_held_out_pairs_are_apart(small_world: None, t
         assert sheet.width == 12 * 132 + 4
     with Image.open(out / "scenes.png") as sheet:
         assert sheet.height == 12 * 68 + 4
+
+
+def test_other_step_counts_are_judged_too(small_world: None, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "with_steps", lambda _network, steps: steps)
+    monkeypatch.setattr(
+        evaluate, "develop", lambda model, prompts, seed: recall(None, prompts if model != 4 else prompts[::-1], seed)
+    )
+    report = run(tmp_path / "tiny", also_steps=[2, 4])
+    assert report["other_steps"]["2"] == report["judge"]["accuracy"] == 1.0 and report["other_steps"]["4"] < 0.2
+    assert "in 4 steps" in (tmp_path / "tiny" / "README.md").read_text()
 
 
 def test_a_trial_takes_the_first_concepts_alone(small_world: None, tmp_path: Path, monkeypatch) -> None:
@@ -172,6 +182,8 @@ def test_parameters_are_counted_from_the_file(tmp_path: Path) -> None:
 
 
 def test_both_stages_are_described_with_their_seeds() -> None:
-    first, second = (recipes()[f"{stage} stage"] for stage in ("first", "second"))
+    first, second = (recipes(distilled=False)[f"{stage} stage"] for stage in ("first", "second"))
     assert (first["concepts"], second["concepts"]) == (142, len(CONCEPTS)) and second["held_out_pairs"] == 48
+    assert "distillation" not in recipes(distilled=False)
+    assert recipes(distilled=True)["distillation"]["teacher_guidance"] > 1.0
     assert first["seed"] != second["seed"] and second["scenes"] > 0 and "scenes" not in first
