@@ -25,7 +25,7 @@ SHAPES = ("constant", "linear", "triangle")
 """How the scale runs over the frames of a clip."""
 
 SKIP_LAYERS = "skip-layers"
-"""The variant of a network that leaves out the layers its spec names."""
+"""The variant of a network that leaves out some of its layers."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Guidance:
             raise ValueError(f"guidance first_scale {self.first_scale} needs shape linear or triangle, got constant")
         if self.frames < 1:
             raise ValueError(f"guidance frames must be at least 1, got {self.frames}")
+        if self.skip_scale < 0.0:
+            raise ValueError(f"guidance skip_scale must be at least 0, got {self.skip_scale}")
         if not 0.0 <= self.rescale <= 1.0:
             raise ValueError(f"guidance rescale must be between 0 and 1, got {self.rescale}")
         for name in ("interval", "skip_interval"):
@@ -83,9 +85,9 @@ class Guidance:
                 raise ValueError(f"guidance {name} must be two shares with 0 <= start <= end <= 1, got {(start, end)}")
 
     def lanes(self, step: int, steps: int) -> tuple[Lane, ...]:
-        """The lanes of step ``step`` (from 0) of ``steps``, those of weight 0 left out; at least one.
+        """The lanes of step ``step`` (from 0) of ``steps``, those of weight 0 left out.
 
-        Their order is (negative, positive, positive with layers left out).
+        Their order is (negative, positive, positive with layers left out). The second is always there.
         """
         start, end = self.interval
         scales = np.array(self._scales() if start * steps <= step < end * steps else (1.0,))

@@ -37,18 +37,21 @@ class MMDiT(nn.Module):
         """One evaluation.
 
         Args:
-            x: [B, in_channels, H, W]; H and W even, at most ``2 * spec.position_size``.
+            x: [B, in_channels, H, W] in any float dtype, cast to that of the weights; H and W even, at most
+                ``2 * spec.position_size``.
             c_noise: [B], 1000 times sigma.
             context: [B, N, context_dim], text tokens. Any N: an encoder that is left out leaves its tokens out.
             vector: [B, vector_dim], pooled text.
             skip: joint blocks that are left out; see :meth:`skipping`.
 
         Returns:
-            [B, out_channels, H, W].
+            [B, out_channels, H, W] in the dtype of the weights.
 
         Raises:
             ValueError: H or W is odd or too large for the position table.
         """
+        dtype = self.proj_out.weight.dtype
+        x, context, vector = x.to(dtype), context.to(dtype), vector.to(dtype)
         time = self.time_text_embed(c_noise, vector)
         batch, _, height, width = x.shape
         x, context = self.pos_embed(x), self.context_embedder(context)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from models.grids import Interval
@@ -112,8 +112,8 @@ def make_plan(
         from_picture: begin at the level of the first step that is run, with ``init_alpha`` of the picture. Otherwise
             the row begins as noise.
         refiner: (network, at): steps that begin at timesteps below ``1 - at`` of the training steps run on that network
-            (Podell et al. 2023, section 2.5). A multistep solver begins anew there: the outputs of one network say
-            nothing about those of another.
+            (Podell et al. 2023, section 2.5), under conditions of its own, named ``network/positive`` and so on. A
+            multistep solver begins anew there: the outputs of one network say nothing about those of another.
 
     Raises:
         ValueError: unknown solver; a number out of range; or a schedule this solver cannot run on.
@@ -126,7 +126,7 @@ def make_plan(
         intervals = grid.intervals[first:last]
         groups = chosen.rule(schedule, intervals, eta if chosen.eta is None else chosen.eta)
         for step, interval, updates in zip(range(first, last), intervals, groups, strict=True):
-            lanes = guidance.lanes(step, steps)
+            lanes = tuple(_renamed(lane, name, network) for lane in guidance.lanes(step, steps))
             rescale = guidance.rescale if len(lanes) > 1 else 0.0
             lines += [_filled(name, schedule, interval, update, lanes, rescale) for update in updates]
     start = grid.intervals[begin].start if from_picture else Level(0.0, grid.init_sigma)
@@ -187,6 +187,11 @@ def _filled(
     c_in, c_skip, c_out = preconditioning(level, schedule.prediction)
     solved = (update.a, update.b, update.s, update.draw)
     return Line(network, c_in, c_noise, c_skip, c_out, *solved, *interval.end, lanes, rescale)
+
+
+def _renamed(lane: Lane, network: str, first: str) -> Lane:
+    """A network that takes over has text encoders and sizes of its own, and so conditions of its own."""
+    return lane if network == first else replace(lane, condition=f"{network}/{lane.condition}")
 
 
 def _line(content: dict[str, Any]) -> Line:

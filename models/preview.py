@@ -18,7 +18,7 @@ def fit_latent_rgb(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tenso
 
     Args:
         decode: [B, C, h, w] -> pictures [B, 3, h*f, w*f] in about [-1, 1].
-        latents: [B, C, h, w] of typical pictures, in the network's scale; more than C + 1 of them.
+        latents: [B, C, h, w] of typical pictures, in the network's scale; at least C + 1 vectors.
 
     Returns:
         fp32 [C + 1, 3]: one row a latent channel, the offset last.

@@ -37,7 +37,7 @@ class UNet(nn.Module):
 
         Args:
             x: [B, in_channels, H, W], or [B, T, in_channels, H, W] for a temporal network; already scaled by c_in,
-                conditioning channels behind the noisy ones.
+                conditioning channels behind the noisy ones; any float dtype, cast to that of the weights.
             c_noise: [B], the time as the network was trained to see it (0..999 for discrete schedules).
             context: [B, N, context_dim]: text tokens, an image token, a class token or a set of neighbours.
             vector: [B, vector_dim], pooled text and Fourier features of numbers, ready to be embedded; a class index
@@ -45,12 +45,14 @@ class UNet(nn.Module):
                 [B, T, vector_dim] where every frame of a clip has its own.
 
         Returns:
-            [B, out_channels, H, W], or [B, T, out_channels, H, W].
+            [B, out_channels, H, W], or [B, T, out_channels, H, W], in the dtype of the weights.
 
         Raises:
             ValueError: ``x`` or ``vector`` has another number of axes, or ``vector`` another length.
         """
         self._check(x, vector)
+        dtype = self.conv_in.weight.dtype
+        x, context = x.to(dtype), context.to(dtype)
         time, frame_context = self._time(c_noise, vector, x), self._context(context, x)
         h = per_frame(self.conv_in, x)
         skips = [h]

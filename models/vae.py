@@ -46,7 +46,10 @@ class KLEncoder(nn.Module):
         Returns:
             [B, latent, H/f, W/f].
         """
-        mean, log_variance = self.moments(pictures)
+        return self.sample(*self.moments(pictures), noise)
+
+    def sample(self, mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
+        """The same from the posterior's moments; all are [B, latent, H/f, W/f]."""
         latents = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
         return to_network_scale(latents, self.spec)
 

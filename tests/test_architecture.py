@@ -28,7 +28,6 @@ MAX_HISTORY_BYTES = 240 * 2**20  # all versions of all files, uncompressed
 # Modules without a test module of their own name, and what tests them instead.
 TESTED_ELSEWHERE = {
     "service/errors.py": "names and numbers alone; every refused request in tests/service/api checks them",
-    "models/families/image_to_video.py": "test_pipelines.py in the same folder",
     "models/mmdit_blocks.py": "test_mmdit.py in the same folder",
     "models/spec/config.py": "the specs beside it, which read everything through it",
     "models/unet_blocks.py": "test_unet.py in the same folder",

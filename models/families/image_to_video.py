@@ -19,6 +19,7 @@ from models.plan import Plan, make_plan
 from models.schedule import Schedule
 from models.spec.model import ModelSpec
 from models.spec.unet import read_unet_spec
+from models.tiling import tiled_decode, tiled_encode
 from models.weights import load_temporal_vae, load_unet
 
 ClipDecoder = Callable[[Tensor, int], Tensor]
@@ -64,8 +65,8 @@ def load(folder: Path) -> ImageToVideoModel:
         schedule=Schedule.from_config(spec.scheduler_config),
         conditioner=SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim),
         denoisers={"unet": load_unet(folder)},
-        decoder=vae.decode,
-        encoder=vae.encode_unscaled,
+        decoder=lambda latents, chunk: tiled_decode(lambda z: vae.decode(z, chunk), latents, vae.spec.downscale),
+        encoder=lambda pictures: tiled_encode(vae.encode_unscaled, pictures, vae.spec.downscale),
         latent_channels=vae.spec.latent_channels,
         downscale=vae.spec.downscale,
     )
@@ -84,7 +85,7 @@ def start_row(model: ImageToVideoModel, plan: Plan, picture: Tensor, motion: Mot
     Raises:
         ValueError: the picture has another shape.
     """
-    if picture.dim() != 3 or any(side % model.downscale for side in picture.shape[1:]):
+    if picture.dim() != 3 or len(picture) != 3 or any(side % model.downscale for side in picture.shape[1:]):
         raise ValueError(
             f"picture has shape {list(picture.shape)}, expected [3, H, W] of multiples of {model.downscale}"
         )

@@ -66,6 +66,11 @@ class Row:
         line = self.plan.lines[self.line]
         return frozenset(network_of(line, lane) for lane in line.lanes)
 
+    @property
+    def tokens(self) -> int:
+        """Length of the context of the next line's lanes."""
+        return len(self.conditions[self.plan.lines[self.line].lanes[0].condition].context)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -114,8 +119,12 @@ def start(
         mask: [1, h, w], 1 where the row may paint; the rest of ``picture`` is kept.
 
     Raises:
-        ValueError: the plan or the mask needs a picture and there is none.
+        ValueError: the plan or the mask needs a picture and there is none, or the plan guides another number of frames.
     """
+    frames = shape[0] if len(shape) == 4 else 1
+    guided = {len(lane.weight) for line in plan.lines for lane in line.lanes if isinstance(lane.weight, tuple)}
+    if guided - {frames}:
+        raise ValueError(f"guidance frames={max(guided)}, expected the {frames} of the row")
     if picture is None and (plan.init_alpha or mask is not None):
         raise ValueError("this row begins from a picture, and none is given")
     noise = torch.randn((1, *shape), generator=generator)[0]
@@ -142,6 +151,9 @@ def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes
         rows: unfinished rows of one latent shape and context length.
         padded_lanes: run at least this many lanes, the missing ones being copies: with a back end whose bytes depend
             on the batch size, a constant size makes a row's bytes its own.
+
+    Raises:
+        ValueError: a lane needs a network that is not in ``denoisers``.
     """
     lines = [row.plan.lines[row.line] for row in rows]
     outputs = _evaluate(denoisers, rows, lines, padded_lanes)
@@ -176,6 +188,8 @@ def _evaluate(
             groups.setdefault(network_of(line, lane), []).append((i, k))
     scaled = [row.state[0] * line.c_in for row, line in zip(rows, lines, strict=True)]
     for name, places in groups.items():
+        if name not in denoisers:
+            raise ValueError(f"a plan needs the network {name!r}, which is not there; known: {', '.join(denoisers)}")
         spread = places + places[:1] * (padded_lanes - len(places))
         conditions = [rows[i].conditions[lines[i].lanes[k].condition] for i, k in spread]
         inputs = [_joined(scaled[i], condition.concat) for (i, _), condition in zip(spread, conditions, strict=True)]
@@ -186,7 +200,8 @@ def _evaluate(
             torch.stack([condition.vector for condition in conditions]),
         )
         for (i, k), output in zip(places, result[: len(places)], strict=True):
-            outputs[i][k] = output
+            # In the dtype of the state: a row's sum of lanes must not depend on the dtype of its neighbours' networks.
+            outputs[i][k] = output.to(scaled[i].dtype)
     return outputs
 
 
@@ -222,10 +237,16 @@ def _rescaled(lines: Sequence[Line], outputs: Tensor, weights: Tensor) -> tuple[
     if not any(line.rescale for line in lines):
         return outputs, weights
     guided = mix_lanes(outputs, weights)
-    positives = [[lane.condition for lane in line.lanes].index("positive") for line in lines]
+    positives = [_positive_lane(line) if line.rescale else 0 for line in lines]
     phi = torch.tensor([line.rescale for line in lines], dtype=outputs.dtype)
     rescaled = guidance_rescale(guided, outputs[torch.arange(len(lines)), torch.tensor(positives)], phi)
     return rescaled[:, None], torch.ones(len(lines), 1, dtype=torch.float64)
+
+
+def _positive_lane(line: Line) -> int:
+    """Place of the whole network's positive lane; a refiner's is named ``refiner/positive``."""
+    names = [lane.condition.rpartition("/")[2] + lane.variant for lane in line.lanes]
+    return names.index("positive")
 
 
 def _coefficients(

@@ -24,8 +24,7 @@ from models.schedule import Schedule
 from models.spec.model import ModelSpec
 from models.spec.unet import read_unet_spec
 from models.spec.vae import read_vae_spec
-from models.tiling import tiled_decode
-from models.vae import VAEDecoder
+from models.tiling import tiled_decode, tiled_encode
 from models.weights import load_mmdit, load_tiny_decoder, load_unet, load_vae
 
 Decoder = Callable[[Tensor], Tensor]
@@ -34,7 +33,6 @@ Encoder = Callable[[Tensor, Tensor], Tensor]
 """(pictures [B, 3, H, W] in [-1, 1], noise [B, C, h, w]) -> latents: a sample of the posterior."""
 SKIPPED_LAYERS = (7, 8, 9)
 """Joint blocks that the skip-layer variant leaves out, as published for SD3.5-medium."""
-
 
 TextConditioner = StableDiffusionConditioner | SDXLConditioner | SD3Conditioner
 
@@ -64,7 +62,13 @@ def load(folder: Path) -> TextToImageModel:
         ValueError: the folder is none of the systems named above, or its weights do not fit its configs.
     """
     vae = load_vae(folder)
-    return load_with(folder, load_denoisers(folder), VAEDecoder(vae), vae.encode)
+
+    def encode(pictures: Tensor, noise: Tensor) -> Tensor:
+        moments = tiled_encode(lambda tile: torch.cat(vae.moments(tile), dim=1), pictures, vae.spec.downscale)
+        mean, log_variance = moments.chunk(2, dim=1)
+        return vae.sample(mean, log_variance, noise)
+
+    return load_with(folder, load_denoisers(folder), vae.decode, encode)
 
 
 def load_denoisers(folder: Path) -> dict[str, Denoiser]:
@@ -127,24 +131,27 @@ def start_row(
     """A row at line 0.
 
     Args:
-        size: width and height in pixels.
+        size: width and height in pixels, multiples of ``model.downscale``.
         picture: fp32 [3, H, W] in [-1, 1] of that size, to begin from (a plan made with ``from_picture``) or to paint
             into.
         mask: [1, H, W], 1 where the row may paint and 0 where the picture stays.
 
     Raises:
-        ValueError: the picture or mask has another size, or the model was loaded without an encoder.
+        ValueError: a side of ``size`` is no such multiple, the picture or mask has another shape, the plan or mask
+            needs a picture and there is none, or the model was loaded without an encoder.
     """
     width, height = size
+    if width % model.downscale or height % model.downscale:
+        raise ValueError(f"size is {width}x{height} pixels, expected multiples of {model.downscale}")
     generator = torch.Generator().manual_seed(seed)
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
     if picture is None:
-        return start(plan, conditions, generator, shape)
+        return start(plan, conditions, generator, shape, mask=mask)
     if model.encoder is None:
         raise ValueError(f"model {model.spec.name!r} was loaded without its encoder and takes no picture")
-    for name, given in (("picture", picture), ("mask", mask)):
-        if given is not None and given.shape[-2:] != (height, width):
-            raise ValueError(f"{name} is {given.shape[-1]}x{given.shape[-2]} pixels, expected {width}x{height}")
+    for name, given, channels in (("picture", picture, 3), ("mask", mask, 1)):
+        if given is not None and given.shape != (channels, height, width):
+            raise ValueError(f"{name} has shape {list(given.shape)}, expected {[channels, height, width]}")
     z = model.encoder(picture[None], torch.randn((1, *shape), generator=generator))[0]
     if mask is None:
         return start(plan, conditions, generator, shape, z)

@@ -90,12 +90,8 @@ def test_skip_layers_without_classifier_free_guidance() -> None:
 
 
 def test_lanes_of_weight_zero_are_left_out() -> None:
-    """Negative at scale 1; positive where skip-layer guidance takes all of its weight away."""
     assert ("negative", "") not in weights(Guidance(1.0))
-    assert Guidance(2.0, skip_scale=-2.0, skip_interval=(0.0, 1.0)).lanes(1, 4) == (
-        Lane("negative", -1.0),
-        Lane("positive", 2.0, "skip-layers"),
-    )
+    assert ("positive", "skip-layers") not in weights(Guidance(2.0))
 
 
 @settings(max_examples=100)
@@ -121,7 +117,8 @@ def test_weights_sum_to_one_in_every_frame(
 ) -> None:
     first_scale = None if shape == "constant" else first
     lanes = Guidance(scale, first_scale, shape, frames, 0.0, interval, skip, skip_interval).lanes(step, 20)
-    assert 1 <= len(lanes) <= 3 and all(np.any(lane.weight) for lane in lanes)
+    assert len(lanes) <= 3 and all(np.any(lane.weight) for lane in lanes)
+    assert ("positive", "") in {(lane.condition, lane.variant) for lane in lanes}
     assert sum(np.array(lane.weight) for lane in lanes) == pytest.approx(1.0, abs=1e-12)
     assert {len(lane.weight) for lane in lanes if isinstance(lane.weight, tuple)} <= {frames}
 
@@ -132,6 +129,7 @@ def test_weights_sum_to_one_in_every_frame(
         ({"scale": float("nan")}, "scale must be a finite number, got nan"),
         ({"scale": 2.0, "first_scale": float("inf"), "shape": "linear"}, "first_scale must be a finite"),
         ({"skip_scale": float("-inf")}, "skip_scale must be a finite"),
+        ({"skip_scale": -0.5}, "skip_scale must be at least 0, got -0.5"),
         ({"shape": "square"}, "'square' is not known; known: constant, linear, triangle"),
         ({"first_scale": 1.0}, "first_scale 1.0 needs shape linear or triangle"),
         ({"frames": 0}, "frames must be at least 1, got 0"),

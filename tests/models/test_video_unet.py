@@ -14,7 +14,7 @@ from torch.export import Dim
 from models.blocks import fourier_features
 from models.spec.unet import UNetSpec
 from models.unet import UNet
-from tests.support.published_unets import in_fp64
+from tests.support.published_unets import PUBLISHED, in_fp64
 from tests.support.tiny_xl import randomise
 
 Relative = Callable[[Tensor, Tensor], float]
@@ -190,6 +190,12 @@ def image_spec(spec: UNetSpec) -> UNetSpec:
 
 def is_temporal(key: str) -> bool:
     return any(part in key for part in ("temporal", "time_mixer", "time_pos_embed"))
+
+
+def test_published_parameter_count_of_the_temporal_layers() -> None:
+    with torch.device("meta"):
+        unet = UNet(UNetSpec.from_config(PUBLISHED["stable-video-diffusion"].config))
+    assert sum(p.numel() for key, p in unet.named_parameters() if is_temporal(key)) == 656_076_838
 
 
 def test_frames_with_one_vector_are_the_clip_with_that_vector(ours: UNet, inputs: Inputs, relative: Relative) -> None:

@@ -6,14 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderTiny,
-    DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
@@ -22,36 +21,26 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
-    StableVideoDiffusionPipeline,
 )
 from PIL import Image
 from torch import Tensor
 
-from models.families import image_to_video, text_to_image
-from models.families.image_to_video import Motion
+from models.families import text_to_image
 from models.families.row import advance
 from models.guidance import Guidance
 from models.plan import Schedule, make_plan
 from models.spec.model import ModelSpec
-from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3, write_tiny_svd
+from tests.support.pipelines import SEED, SIZE, Made, a_picture, assert_different, assert_same, published
+from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3
 from tests.support.tiny_xl import randomise
 
-SIZE = (48, 32)
 PROMPT, NEGATIVE = "a red cat", "a dog"
-SEED = 5
 TURBO = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "timestep_spacing": "trailing",
 }
-
-
-class Made(NamedTuple):
-    """Final latent, in the network's scale, and uint8 picture or clip."""
-
-    latent: Tensor
-    pixels: np.ndarray
 
 
 Maker = Callable[[Path], None]
@@ -65,7 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "sd2": lambda path: write_tiny_sd(path, 2),
         "sd3": write_tiny_sd3,
         "sd3-no-t5": lambda path: write_tiny_sd3(path, t5=False),
-        "svd": write_tiny_svd,
     }
     written: dict[str, Path] = {}
 
@@ -76,24 +64,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return written[name]
 
     return get
-
-
-def quiet(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def published(pipeline: DiffusionPipeline, **arguments: Any) -> Made:
-    """Run a published pipeline and keep its last latent."""
-    latents = []
-    result = quiet(pipeline)(
-        generator=torch.Generator().manual_seed(SEED),
-        output_type="np",
-        callback_on_step_end=lambda _pipeline, _step, _time, state: latents.append(state["latents"]) or {},
-        **arguments,
-    )
-    pixels = result.frames[0] if hasattr(result, "frames") else result.images[0]
-    return Made(latents[-1][0], (np.asarray(pixels) * 255).round().astype(np.uint8))
 
 
 def drawn(
@@ -118,23 +88,6 @@ def drawn(
     while not row.finished:
         advance(model.denoisers, [row])
     return Made(row.state[0], text_to_image.decode(model.decoder, [row])[0])
-
-
-def assert_same(ours: Made, theirs: Made) -> None:
-    assert float((ours.latent - theirs.latent).norm() / theirs.latent.norm()) < 1e-4
-    assert np.abs(ours.pixels.astype(int) - theirs.pixels.astype(int)).max() <= 1
-
-
-def assert_different(ours: Made, theirs: Made) -> None:
-    assert float((ours.latent - theirs.latent).norm() / theirs.latent.norm()) > 1e-3
-
-
-def a_picture() -> tuple[Image.Image, Tensor]:
-    """A smooth picture for both sides."""
-    rows, columns = np.mgrid[0 : SIZE[1], 0 : SIZE[0]] / 48.0
-    levels = np.stack([rows, columns, 1.0 - rows * columns], -1) * 255
-    pixels = levels.clip(0, 255).astype(np.uint8)
-    return Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 @pytest.mark.parametrize(("name", "steps"), [("sd1", 5), ("sd2", 4)])
@@ -256,46 +209,6 @@ def test_stable_diffusion_3_from_a_picture(folder: Callable[[str], Path]) -> Non
     )
     assert_same(drawn(model, 5, Guidance(4.0), pixels, from_picture=True, strength=0.6), theirs)
     assert_different(drawn(model, 5, Guidance(4.0), pixels, from_picture=True, strength=0.9), theirs)
-
-
-def animated(
-    model: image_to_video.ImageToVideoModel, picture: Tensor, guidance: Guidance, motion: Motion, chunk: int
-) -> Made:
-    """Our clip."""
-    plan = make_plan(model.schedule, model.spec.solver, 3, guidance)
-    row = image_to_video.start_row(model, plan, picture, motion, SEED)
-    while not row.finished:
-        advance(model.denoisers, [row])
-    return Made(row.state[0], image_to_video.decode(model, row, chunk))
-
-
-@pytest.mark.parametrize("chunk", [3, 2])
-def test_stable_video_diffusion(folder: Callable[[str], Path], chunk: int) -> None:
-    path = folder("svd")
-    model, (image, pixels) = image_to_video.load(path), a_picture()
-    theirs = published(
-        StableVideoDiffusionPipeline.from_pretrained(path),
-        image=image,
-        width=SIZE[0],
-        height=SIZE[1],
-        num_inference_steps=3,
-        min_guidance_scale=1.0,
-        max_guidance_scale=3.0,
-        fps=9,
-        motion_bucket_id=80,
-        noise_aug_strength=0.1,
-        decode_chunk_size=chunk,
-    )
-    motion, guided = Motion(9, 80, 0.1), image_to_video.guidance(model)
-    assert_same(animated(model, pixels, guided, motion, chunk), theirs)
-    flat = Guidance(2.0)
-    for other in (
-        (guided, Motion(9, 81, 0.1)),
-        (guided, Motion(8, 80, 0.1)),
-        (guided, Motion(9, 80, 0.2)),
-        (flat, motion),
-    ):
-        assert_different(animated(model, pixels, *other, chunk), theirs)
 
 
 def test_the_fast_decoder_is_the_tiny_autoencoder_of_the_folder(sdxl_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from models.conditioners.condition import Condition
 from models.families.row import Checkpoint, Row, advance, checkpoint, resume, start
-from models.guidance import Guidance
+from models.guidance import Guidance, Lane
 from models.plan import SOLVERS, Schedule, make_plan, supported_solvers
 
 SHAPE = (3, 4, 5)
@@ -150,6 +151,51 @@ def test_weights_a_frame_weigh_frame_by_frame() -> None:
         assert frame == 0 or largest(together[0], state[0, 0]) > 1e-4
 
 
+def test_guidance_of_another_number_of_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match="guidance frames=3, expected the 4 of the row"):
+        new_row("euler", 4, Guidance(3.0, 1.0, "linear", 3), 3, (FRAMES, *SHAPE))
+
+
+def test_rescale_of_one_row_asks_nothing_of_another() -> None:
+    """A lane that is not called positive, beside a row whose guidance is rescaled."""
+    plan = make_plan(DISCRETE, "euler", 3, Guidance(1.0))
+    lines = tuple(dataclasses.replace(line, lanes=(Lane("negative", 1.0),)) for line in plan.lines)
+
+    def other() -> Row:
+        row = start(dataclasses.replace(plan, lines=lines), conditions(2), torch.Generator().manual_seed(2), SHAPE)
+        row.state = row.state.double()
+        return row
+
+    rescaled = ("euler", 3, Guidance(4.0, rescale=0.7), 1)
+    for state, alone in zip(finish([new_row(*rescaled), other()]), (new_row(*rescaled), other()), strict=True):
+        assert largest(state, finish([alone])[0]) < 1e-12
+
+
+@pytest.mark.parametrize("guidance", [Guidance(4.0), Guidance(4.0, rescale=0.7)], ids=["plain", "rescaled"])
+def test_a_network_in_half_precision_takes_no_digit_from_its_neighbour(guidance: Guidance) -> None:
+    def half(*inputs: Tensor) -> Tensor:
+        return NETWORKS["unet"](*inputs).bfloat16()
+
+    def exact() -> Row:
+        plan = make_plan(DISCRETE, "euler", 3, guidance, network="exact")
+        return dataclasses.replace(new_row("euler", 3, guidance, 1), plan=plan)
+
+    networks = {"unet": half, "exact": NETWORKS["unet"]}
+    rounded, together, alone = new_row("euler", 3, guidance, 1), exact(), exact()
+    advance(networks, [rounded, together])
+    advance(networks, [alone])
+    assert rounded.state.dtype == torch.float64
+    assert largest(together.state, alone.state) < 1e-12
+    assert 1e-4 < largest(rounded.state, alone.state) < 0.1
+
+
+def test_a_network_that_is_not_there_is_named() -> None:
+    row = new_row("euler", 4, Guidance(2.0, skip_scale=1.0, skip_interval=(0.0, 1.0)), 1)
+    advance({"unet": NETWORKS["unet"]}, [row])
+    with pytest.raises(ValueError, match="needs the network 'unet/skip-layers', which is not there; known: unet"):
+        advance({"unet": NETWORKS["unet"]}, [row])
+
+
 def test_inpainting_keeps_the_picture_outside_the_mask() -> None:
     plan = make_plan(DISCRETE, "euler", 6, Guidance(3.0))
     generator = torch.Generator().manual_seed(1)
@@ -200,6 +246,36 @@ def test_channels_of_a_condition_come_behind_the_scaled_latent() -> None:
     assert x.shape == (2, SHAPE[0] + 2, *SHAPE[1:])
     torch.testing.assert_close(x[:, : SHAPE[0]], (before * row.plan.lines[0].c_in).expand(2, *SHAPE))
     assert float(x[0, SHAPE[0] :].abs().max()) == 0.0 and float(x[1, SHAPE[0] :].min()) == 7.0
+
+
+def test_a_refiner_has_conditions_of_its_own() -> None:
+    """Its context has another width, as SDXL's refiner has; equal networks under equal conditions equal one network."""
+
+    def needs(width: int) -> Callable[..., Tensor]:
+        def call(x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+            assert context.shape[2] == width
+            return NETWORKS["unet"](x, c_noise, context, vector)
+
+        return call
+
+    def widened(condition: Condition) -> Condition:
+        return Condition(condition.context.repeat(1, 2), condition.vector)  # the network takes the mean
+
+    plan = make_plan(DISCRETE, "euler", 6, Guidance(3.0, rescale=0.4), refiner=("refiner", 0.5))
+    own = conditions(3)
+    both = {**own, **{f"refiner/{name}": widened(condition) for name, condition in own.items()}}
+    row = start(plan, both, torch.Generator().manual_seed(3), SHAPE)
+    row.state = row.state.double()
+    tokens = []
+    while not row.finished:
+        tokens.append(row.tokens)
+        advance({"unet": needs(2), "refiner": needs(4)}, [row])
+    (single,) = finish([new_row("euler", 6, Guidance(3.0, rescale=0.4), 3)])
+    assert largest(row.state, single) < 1e-12 and set(tokens) == {3}
+    alone = start(plan, own, torch.Generator().manual_seed(3), SHAPE)
+    with pytest.raises(KeyError, match="refiner/"):
+        while not alone.finished:
+            advance({"unet": needs(2), "refiner": needs(4)}, [alone])
 
 
 def test_a_failed_evaluation_changes_no_row() -> None:

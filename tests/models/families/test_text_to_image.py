@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ from models.families.text_to_image import TextToImageModel, decode, generate, lo
 from models.guidance import Guidance
 from models.plan import make_plan
 from models.schedule import Schedule
-from models.weights import WEIGHTS
+from models.tiling import tiled_decode, tiled_encode
+from models.weights import WEIGHTS, load_unet, load_vae
 
 WIDTH, HEIGHT = 40, 24
 SEEDS = (11, 12)
@@ -231,6 +233,14 @@ def test_a_neighbour_changes_itself_only(model: TextToImageModel, alone: Tensor)
     assert (latents[1] - alone[1]).abs().mean() > 0.1 * alone[1].std()
 
 
+def test_a_network_in_bf16_draws_nearly_the_same(model: TextToImageModel, folder: Path) -> None:
+    case = Case("euler", "eps-leading", 5.0, 3)
+    half = replace(model, denoisers={"unet": load_unet(folder, torch.bfloat16)})
+    exact, rounded = (finish(each, rows_of(each, case)) for each in (model, half))
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < distance(rounded, exact) < 0.1
+
+
 def test_a_row_is_finished_after_its_last_line(model: TextToImageModel) -> None:
     (row,) = rows_of(model, MIXED[3], (3,))
     assert row.state.shape == (2, 4, HEIGHT // 2, WIDTH // 2)  # dpm++2m keeps one older estimate
@@ -250,6 +260,48 @@ def test_guidance_of_one_runs_a_single_lane(model: TextToImageModel) -> None:
     for guidance in (0.0, 1.0, 1.5):
         advance({"unet": counting}, rows_of(model, MIXED[0]._replace(guidance=guidance), (3,)))
     assert calls == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "picture", "mask", "message"),
+    [
+        ((WIDTH + 1, HEIGHT), None, None, "size is 41x24 pixels, expected multiples of 2"),
+        ((WIDTH, HEIGHT), (3, HEIGHT, 8), None, r"picture has shape \[3, 24, 8\], expected \[3, 24, 40\]"),
+        ((WIDTH, HEIGHT), (HEIGHT, WIDTH), None, r"picture has shape \[24, 40\]"),
+        ((WIDTH, HEIGHT), (3, HEIGHT, WIDTH), (3, HEIGHT, WIDTH), r"mask has shape .* expected \[1, 24, 40\]"),
+        ((WIDTH, HEIGHT), None, (1, HEIGHT, WIDTH), "begins from a picture, and none is given"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(
+    model: TextToImageModel,
+    size: tuple[int, int],
+    picture: tuple[int, ...] | None,
+    mask: tuple[int, ...] | None,
+    message: str,
+) -> None:
+    plan = make_plan(model.schedule, "euler", 2, Guidance())
+    given = (None if shape is None else torch.zeros(shape) for shape in (picture, mask))
+    with pytest.raises(ValueError, match=message):
+        start_row(model, plan, {}, 1, size, *given)
+
+
+def test_a_model_without_its_encoder_takes_no_picture(model: TextToImageModel) -> None:
+    plan = make_plan(model.schedule, "euler", 2, Guidance())
+    with pytest.raises(ValueError, match="'tiny-xl' was loaded without its encoder"):
+        start_row(replace(model, encoder=None), plan, {}, 1, (WIDTH, HEIGHT), torch.zeros(3, HEIGHT, WIDTH))
+
+
+def test_large_pictures_are_coded_in_tiles(model: TextToImageModel, folder: Path) -> None:
+    vae, scale = load_vae(folder), load_vae(folder).spec.scaling_factor
+    latents = torch.randn(1, 4, 4, 520, generator=torch.Generator().manual_seed(1))
+    picture = torch.rand(1, 3, 8, 1040, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
+    assert model.encoder is not None
+    with torch.inference_mode():
+        assert torch.equal(model.decoder(latents), tiled_decode(vae.decode, latents, 2))
+        assert distance(model.decoder(latents), vae.decode(latents)) > 1e-4
+        encoded = model.encoder(picture, torch.zeros(1, 4, 4, 520))
+        assert distance(encoded, tiled_encode(vae.encode_unscaled, picture, 2) * scale) < 1e-6
+        assert distance(encoded, vae.encode(picture)) > 1e-4
 
 
 def test_decode_rounds_and_clips_each_picture_by_itself(model: TextToImageModel) -> None:

@@ -85,7 +85,15 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(out: Path, **options: Any) -> dict[str, Any]:
     """The report of an evaluation."""
-    defaults = {"judge": None, "judge_steps": 1, "per_pair": 2, "first_seed": 0, "first": None, "blind": (0, Path()), "also_steps": []}
+    defaults = {
+        "judge": None,
+        "judge_steps": 1,
+        "per_pair": 2,
+        "first_seed": 0,
+        "first": None,
+        "blind": (0, Path()),
+        "also_steps": [],
+    }
     main(model=out, artwork=out, out=out, **{**defaults, "trained_on": "an abacus", **options})
     return json.loads((out / "evaluation.json").read_text())
 
