@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service import train
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -16,6 +18,7 @@ app = typer.Typer(help="Serve diffusion models.", no_args_is_help=True, pretty_e
 
 engines_app = typer.Typer(help="Networks compiled for a back end.", no_args_is_help=True)
 app.add_typer(engines_app, name="engines")
+app.add_typer(train.app, name="train")
 
 DataOption = Annotated[
     Path | None, typer.Option(help="Folder of jobs, pictures and engines.", envvar="DARKROOM_DATA", show_envvar=True)
@@ -30,13 +33,14 @@ def serve(
 ) -> None:
     """Serve the API, with one worker that is kept alive."""
     from service.api.serve import serve as run_server
+    from service.errors import Unavailable
     from service.logs import configure_logging
 
     settings = _settings(host=host, port=port, data=data)
     configure_logging(settings.log_level)
     try:
         run_server(settings)
-    except ValueError as error:
+    except (Unavailable, ValueError) as error:
         raise _failure(str(error)) from error
 
 
@@ -45,7 +49,7 @@ def worker(
     data: DataOption = None,
     supervised: Annotated[bool, typer.Option(help="End when standard input ends.", hidden=True)] = False,
 ) -> None:
-    """Run one worker. `darkroom serve` does this by itself."""
+    """Run one worker. `darkroom serve` runs one by itself; each further one has a data folder of its own."""
     from service.logs import configure_logging
     from service.supervisor import exit_with_parent
 
@@ -53,7 +57,7 @@ def worker(
     configure_logging(settings.log_level)
     if supervised:
         exit_with_parent()
-    from service.worker.loop import run_worker
+    from service.worker.process import run_worker
 
     run_worker(settings)
 
@@ -103,20 +107,6 @@ def build_engines(
     for name in track([model] if model else list(specs), "engines"):
         for path in build(specs[name].folder, EngineCache(settings.engines_path)):
             typer.echo(f"{name}: {path}")
-
-
-@app.command()
-def train(
-    work: Annotated[Path, typer.Option(help="Folder for artwork and checkpoints; what is there is resumed.")],
-    out: Annotated[Path, typer.Option(help="Model folder to write.")],
-) -> None:
-    """Train emoji-xl, the shipped model, from nothing. Needs the `train` extra, npm, and hours on a CPU."""
-    from models.training.emoji_xl import train_emoji_xl
-
-    try:
-        train_emoji_xl(work, out)
-    except (RuntimeError, ValueError) as error:
-        raise _failure(str(error)) from error
 
 
 @app.command()

@@ -32,12 +32,16 @@ def run_job(
             progress = job["progress"] or {"step": 0, "steps": None}
             on_progress(job["state"], progress["step"], progress["steps"])
             time.sleep(POLL_S)
-            job = _json(client.get(address))
+            answer = client.get(address)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # the job outlives a store that is away
+                job = _json(answer)
     except BaseException:
         client.delete(address)
         raise
     if job["state"] != "completed":
         why = f": {job['error']['message']}" if job["error"] else ""
+        if job["state"] == "expired":
+            why = ": no worker was free to begin it before its deadline"
         raise ServerError(f"job {job['id']} {job['state']}{why}")
     picture = client.get(job["results"][0]["url"])
     if picture.is_error:

@@ -15,9 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+
+from service.jobs.job import JobState, Priority
+from service.jobs.store import QueueStats
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +58,8 @@ class ApiMetrics:
             registry=registry,
         )
         self.jobs = _jobs_total(registry)
-        self.queue_depth = Gauge("darkroom_queue_depth", "Jobs waiting for a worker", registry=registry)
-        self.running = Gauge("darkroom_jobs_running", "Jobs claimed by a worker", registry=registry)
-        self.oldest_queued_age = Gauge(
-            "darkroom_oldest_queued_age_seconds", "Age of the job that waits longest, 0 for none", registry=registry
-        )
+        self._queue = _Queue()
+        registry.register(self._queue)
         self.reaped = Counter(
             "darkroom_jobs_reaped_total",
             "Jobs taken back from a worker that died or fell silent: queued again, or failed after the last attempt",
@@ -68,6 +69,16 @@ class ApiMetrics:
         self.worker_restarts = Counter(
             "darkroom_worker_restarts_total", "Worker processes started after another had died", registry=registry
         )
+        self.deleted = Counter(
+            "darkroom_deleted_total", "What retention deleted: jobs and artifacts", ["what"], registry=registry
+        )
+        self.artifact_bytes = Gauge(
+            "darkroom_artifact_bytes", "Artifacts that the last round of retention left", registry=registry
+        )
+
+    def show_queue(self, stats: QueueStats | None, now: float) -> None:
+        """What the store says at ``now`` (Unix seconds); None when it is away, and then its numbers are left out."""
+        self._queue.stats, self._queue.now = stats, now
 
     def exposition(self, worker_file: Path) -> bytes:
         """The text of both processes, each family once."""
@@ -106,10 +117,50 @@ class WorkerMetrics:
         self.model_load_seconds = Histogram(
             "darkroom_model_load_seconds", "Time to make a model ready to run", buckets=SECONDS, registry=registry
         )
+        self.store_unavailable = Counter(
+            "darkroom_store_unavailable_total",
+            "Calls of the job store that found it away, and are tried again",
+            ["verb"],
+            registry=registry,
+        )
 
     def write(self, path: Path) -> None:
         """Leave the exposition for the API, replacing the file at once. Call it about once a second."""
         write_to_textfile(str(path), self.registry)
+
+
+class _Queue(Collector):
+    """The store's own numbers. They are the store's and not this process's: every server that shares a store shows the
+    same ones, so take their maximum over servers and not their sum."""
+
+    def __init__(self) -> None:
+        self.stats: QueueStats | None = None
+        self.now = 0.0
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self.stats
+        yield GaugeMetricFamily("darkroom_store_up", "Whether the job store answers", value=float(stats is not None))
+        depth = GaugeMetricFamily("darkroom_queue_depth", "Jobs waiting for a worker, by priority", labels=["class"])
+        age = GaugeMetricFamily(
+            "darkroom_oldest_queued_age_seconds",
+            "Age of the job that waits longest, by priority, 0 for none",
+            labels=["class"],
+        )
+        running = GaugeMetricFamily("darkroom_jobs_running", "Jobs claimed by a worker")
+        ended = CounterMetricFamily(
+            "darkroom_store_jobs_ended", "Jobs of the store that ever ended, by outcome", labels=["outcome"]
+        )
+        if stats is not None:
+            running.add_metric([], stats.running)
+            for priority in Priority:
+                found = stats.classes.get(priority)
+                oldest_at = found.oldest_queued_at if found is not None else None
+                depth.add_metric([priority], found.queued if found is not None else 0)
+                age.add_metric([priority], 0.0 if oldest_at is None else max(0.0, self.now - oldest_at))
+            for state in JobState:
+                if state.final:
+                    ended.add_metric([state], stats.ended.get(state, 0))
+        yield from (depth, age, running, ended)
 
 
 class _Merged(Collector):

@@ -11,11 +11,13 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.spec.model import ModelSpec, find_models
+from service.jobs.retention import Retention
 
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 """The models that ship with the project."""
@@ -35,7 +37,21 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     data: Path = Path("~/.local/share/darkroom")
-    """Folder of everything that is kept: jobs, pictures, compiled engines."""
+    """Folder of what this machine keeps: compiled engines and the state of its worker, and jobs and pictures unless the
+    next three fields put them elsewhere. A server and each further worker have one of their own."""
+    store: str = ""
+    """Where jobs are: ``sqlite:///path`` for one machine, ``redis://host:6379/0`` for several; empty: a file in
+    ``data``."""
+    bus: str = ""
+    """Where processes tell each other of jobs: a folder, or the URL of a Redis server; empty: a folder in
+    ``data``, or the server that the store is on."""
+    artifacts: str = ""
+    """Where finished pictures are: a folder that all machines share, or a URL such as ``s3://bucket/prefix``; empty: a
+    folder in ``data``. It belongs to one store: what no job of that store refers to is deleted."""
+    retention_s: float = Field(default=7 * 86400.0, ge=0, allow_inf_nan=False)
+    """Ended jobs and their pictures are deleted after this time; 0: never."""
+    retention_bytes: int = Field(default=0, ge=0)
+    """While pictures take more, the jobs that ended first are deleted; 0: no limit."""
     models: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders with further models, separated like PATH; the shipped ones are always there."""
     backend: Literal["onnxruntime", "torch"] = "onnxruntime"
@@ -66,20 +82,32 @@ class Settings(BaseSettings):
     def _absolute_each(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(path.expanduser().absolute() for path in value)
 
-    @property
-    def store_path(self) -> Path:
-        """The job store's database."""
-        return self.data / "jobs.sqlite3"
+    @field_validator("bus", "artifacts", mode="after")
+    @classmethod
+    def _absolute_folder(cls, value: str) -> str:
+        return value if not value or "://" in value else str(Path(value).expanduser().absolute())
 
     @property
-    def bus_path(self) -> Path:
-        """Folder of the event sockets."""
-        return self.data / "bus"
+    def store_url(self) -> str:
+        """The job store, as :func:`service.jobs.open.open_store` reads it."""
+        return self.store or f"sqlite:///{quote(str(self.data / 'jobs.sqlite3'))}"
 
     @property
-    def artifacts_path(self) -> Path:
-        """Folder of finished pictures."""
-        return self.data / "artifacts"
+    def bus_address(self) -> str:
+        """The bus: a folder or a URL."""
+        return self.bus or (str(self.data / "bus") if self.store_url.startswith("sqlite:") else self.store)
+
+    @property
+    def artifacts_address(self) -> str:
+        """The pictures: a folder or a URL."""
+        return self.artifacts or str(self.data / "artifacts")
+
+    @property
+    def retention(self) -> Retention | None:
+        """What is deleted and when; None: nothing ever is."""
+        if not self.retention_s and not self.retention_bytes:
+            return None
+        return Retention(max_age_s=self.retention_s or None, max_bytes=self.retention_bytes or None)
 
     @property
     def engines_path(self) -> Path:

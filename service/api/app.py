@@ -17,14 +17,18 @@ from service.api.errors import add_error_handlers
 from service.api.events import JobWatch
 from service.api.middleware import RequestMiddleware
 from service.api.schema import ErrorEnvelope
+from service.errors import Unavailable
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus
+from service.jobs.retention import Deleted, collect
 from service.jobs.store import JobStore
 from service.metrics import ApiMetrics
 from service.settings import Settings
 
 REAP_S = 5.0
 """How often leases are looked at. Only a worker without a supervisor, or on a stopped machine, is found this way."""
+COLLECT_S = 600.0
+"""How often old jobs and their pictures are deleted."""
 
 Companion = Callable[[Services], Awaitable[None]]
 """Something that runs as long as the application does, such as the worker's supervisor."""
@@ -48,7 +52,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         del app
         services.watch.start()
-        tasks = [asyncio.create_task(_run(companion, services)) for companion in (_reap, *companions)]
+        tasks = [asyncio.create_task(_run(companion, services)) for companion in (_reap, _collect, *companions)]
         yield
         for task in tasks:
             task.cancel()
@@ -77,9 +81,42 @@ async def _run(companion: Companion, services: Services) -> None:
 
 
 async def _reap(services: Services) -> None:
+    store, away = services.store, False
     while True:
         await asyncio.sleep(REAP_S)
         try:
-            services.metrics.reaped.inc(await to_thread.run_sync(services.store.reap))
-        except Exception:  # A full disk now must not stop the reaping for ever.
+            if away:
+                # No worker could renew its leases meanwhile. One that lives does so before the next look.
+                await to_thread.run_sync(store.stats)
+                away = False
+            else:
+                services.metrics.reaped.inc(await to_thread.run_sync(store.reap))
+        except Unavailable as error:
+            away = True
+            logger.warning("leases could not be looked at", extra={"error": error.message})
+        except Exception:  # A fault now must not stop the reaping for ever.
             logger.exception("leases could not be looked at")
+
+
+async def _collect(services: Services) -> None:
+    retention = services.settings.retention
+    while retention is not None:
+        await asyncio.sleep(COLLECT_S)
+        try:
+            deleted = await to_thread.run_sync(
+                collect, services.store, services.artifacts, retention, abandon_on_cancel=True
+            )
+            _count(deleted, services.metrics)
+        except Unavailable as error:
+            logger.warning("old jobs could not be deleted", extra={"error": error.message})
+        except Exception:  # A fault now must not keep old jobs for ever.
+            logger.exception("old jobs could not be deleted")
+
+
+def _count(deleted: Deleted, metrics: ApiMetrics) -> None:
+    metrics.deleted.labels("jobs").inc(deleted.jobs)
+    metrics.deleted.labels("artifacts").inc(deleted.artifacts)
+    metrics.artifact_bytes.set(deleted.bytes_left)
+    if deleted.jobs or deleted.artifacts:
+        extra = {"jobs": deleted.jobs, "artifacts": deleted.artifacts, "bytes": deleted.bytes}
+        logger.info("old jobs deleted", extra=extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from anyio import to_thread
@@ -13,7 +14,7 @@ from service.api.events import JobWatch
 from service.errors import InvalidRequest, UnknownJob
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.job import Job, JobState, Result, TextToImage
+from service.jobs.job import Job, JobState, Priority, Result, TextToImage
 from service.jobs.store import JobStore
 from service.metrics import ApiMetrics
 from service.settings import Settings
@@ -37,9 +38,12 @@ class Services:
     # inside this process every call waits for the one connection. The detour costs some 0.1 ms; without it one slow
     # disk write would hold up every open request.
 
-    async def submit(self, request: TextToImage, idempotency_key: str | None) -> Job:
+    async def submit(
+        self, request: TextToImage, idempotency_key: str | None, priority: Priority, deadline_s: float | None
+    ) -> Job:
         """Accept a job and ring the workers' bell."""
-        job = await to_thread.run_sync(self.store.submit, request, idempotency_key)
+        submit = partial(self.store.submit, request, idempotency_key, priority=priority, deadline_s=deadline_s)
+        job = await to_thread.run_sync(submit)
         self.bus.publish(Event(type="submitted", job=job.id))
         return job
 

@@ -11,10 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.schema import ErrorBody, ErrorEnvelope
-from service.errors import DarkroomError, GenerationFailed, InvalidRequest, QueueFull, StillRunning
+from service.errors import DarkroomError, GenerationFailed, InvalidRequest, QueueFull, StillRunning, Unavailable
 
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 SHOWN_CHARS = 80
+AWAY_RETRY_S = 2
+"""When to come back to what is not available: a store that is started again, a worker that loads its models."""
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -44,6 +46,8 @@ async def _answer_darkroom_error(request: Request, error: Exception) -> Response
     headers = {}
     if isinstance(error, QueueFull):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(AWAY_RETRY_S)
     if isinstance(error, GenerationFailed | StillRunning):
         # OpenAI's client repeats a 5xx twice by itself: that would make a failed or slow picture three times.
         headers["x-should-retry"] = "false"

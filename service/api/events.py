@@ -9,7 +9,7 @@ from contextlib import suppress
 from anyio import to_thread
 
 from service.api.schema import Progress
-from service.errors import UnknownJob
+from service.errors import Unavailable, UnknownJob
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Job
 from service.jobs.store import JobStore
@@ -42,10 +42,11 @@ class JobWatch:
         return self._progress.get(job_id)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job when it has ended, or as it is after ``timeout_s``.
+        """The job when it has ended, or as it is after ``timeout_s``. A store that is away meanwhile is waited for.
 
         Raises:
             UnknownJob: the store does not have it.
+            Unavailable: the store is away when the time is up.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         woken = asyncio.Event()
@@ -53,11 +54,9 @@ class JobWatch:
         try:
             while True:
                 woken.clear()
-                job = await to_thread.run_sync(self._store.get, job_id)
-                if job is None:
-                    raise UnknownJob(f"job {job_id!r} does not exist")
                 left_s = deadline - asyncio.get_running_loop().time()
-                if job.state.final or left_s <= 0:
+                job = await self._look(job_id, wait=left_s > 0)
+                if job is not None and (job.state.final or left_s <= 0):
                     return job
                 with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), min(left_s, POLL_S))
@@ -79,6 +78,18 @@ class JobWatch:
             self._progress.pop(event.job, None)
             for woken in self._waiting.get(event.job, ()):
                 woken.set()
+
+    async def _look(self, job_id: str, wait: bool) -> Job | None:
+        """The job; None when the store is away and there is time to ``wait`` for it."""
+        try:
+            job = await to_thread.run_sync(self._store.get, job_id)
+        except Unavailable:
+            if wait:
+                return None
+            raise
+        if job is None:
+            raise UnknownJob(f"job {job_id!r} does not exist")
+        return job
 
     def _read(self) -> None:
         for event in self._bus.receive(0):

@@ -37,11 +37,11 @@ async def ready(services: UsesServices) -> Health:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(services: UsesServices) -> Response:
-    """The metrics of this process and of the worker."""
-    stats = await to_thread.run_sync(services.store.stats)
-    age_s = 0.0 if stats.oldest_queued_at is None else max(0.0, time.time() - stats.oldest_queued_at)
-    services.metrics.queue_depth.set(stats.queued)
-    services.metrics.running.set(stats.running)
-    services.metrics.oldest_queued_age.set(age_s)
+    """The metrics of this process and of the worker. Those of the store are left out while it is away."""
+    try:
+        stats = await to_thread.run_sync(services.store.stats)
+    except Unavailable:
+        stats = None
+    services.metrics.show_queue(stats, time.time())
     text = services.metrics.exposition(services.settings.worker_metrics_path)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from service.api.context import IdempotencyKey, Services, UsesServices, name_job
 from service.api.resolve import resolve
 from service.api.schema import IGNORED_FIELDS, ImagesAnswer, ImagesRequest, Picture
-from service.errors import GenerationFailed, InvalidRequest, StillRunning
-from service.jobs.job import Job, JobState
+from service.errors import GenerationFailed, InvalidRequest, StillRunning, Unavailable
+from service.jobs.job import Job, JobState, Priority
 
 router = APIRouter(tags=["images"])
 
@@ -29,7 +29,8 @@ async def generate_images(
     ignored = [name for name in IGNORED_FIELDS if getattr(body, name) is not None]
     if ignored:
         request.state.answer_headers["x-darkroom-ignored"] = ", ".join(ignored)
-    job = await services.submit(resolve(body, services.models, key), key)
+    priority = Priority(body.priority or Priority.INTERACTIVE)  # somebody waits
+    job = await services.submit(resolve(body, services.models, key), key, priority, body.deadline_s)
     name_job(request, job.id)
     ended = await _wait_while_connected(request, services, job.id)
     if ended is None:
@@ -82,6 +83,11 @@ def _completed(job: Job, services: Services) -> Job:
         )
     if job.state is JobState.COMPLETED:
         return job
+    if job.state is JobState.EXPIRED:
+        waited_s = round((job.deadline_at or job.created_at) - job.created_at, 3)  # the sum of two floats was rounded
+        raise Unavailable(
+            f"job {job.id} expired: no worker was free to begin it within deadline_s = {waited_s:g}", code="expired"
+        )
     if job.error is not None:
         raise GenerationFailed(f"job {job.id}: {job.error.message}", code=job.error.code)
     raise GenerationFailed(f"job {job.id} was {job.state}", code=str(job.state))

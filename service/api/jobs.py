@@ -11,7 +11,7 @@ from service.api.context import IdempotencyKey, Services, UsesServices, name_job
 from service.api.resolve import resolve
 from service.api.schema import JobList, JobRequest, JobView
 from service.errors import InvalidRequest, UnknownJob
-from service.jobs.job import Job, JobState
+from service.jobs.job import Job, JobState, Priority
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -23,7 +23,8 @@ async def submit_job(
     body: JobRequest, request: Request, response: Response, services: UsesServices, key: IdempotencyKey
 ) -> JobView:
     """Accept a job; its state and its results are at the address in ``Location``."""
-    job = await services.submit(resolve(body, services.models, key), key)
+    priority = Priority(body.priority or Priority.STANDARD)
+    job = await services.submit(resolve(body, services.models, key), key, priority, body.deadline_s)
     name_job(request, job.id)
     response.headers["location"] = f"/v1/jobs/{job.id}"
     return _view(job, services)

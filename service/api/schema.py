@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.jobs.job import Job, JobError, JobState, TextToImage
+from service.jobs.job import Job, JobError, JobState, Priority, TextToImage
 
 MAX_PROMPT_CHARS = 4000
 MAX_SEED = 2**63 - 1
 MAX_PICTURES = 10
+MAX_DEADLINE_S = 7 * 86400
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
@@ -49,6 +50,10 @@ class Generation(BaseModel):
     deterministic: bool | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    priority: Literal["interactive", "standard", "batch"] | None = None
+    """How urgent the job is; without it that of somebody who waits, or standard where nobody does."""
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = None
+    """A job that no worker has begun within so many seconds ends as expired."""
 
     @model_validator(mode="before")
     @classmethod
@@ -130,7 +135,9 @@ class JobView(BaseModel):
     id: str
     object: Literal["job"] = "job"
     state: JobState
+    priority: Priority
     created_at: float
+    deadline_at: float | None
     started_at: float | None
     finished_at: float | None
     attempts: int
@@ -146,7 +153,9 @@ class JobView(BaseModel):
         return cls(
             id=job.id,
             state=job.state,
+            priority=job.priority,
             created_at=job.created_at,
+            deadline_at=job.deadline_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
             attempts=job.attempts,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+from contextlib import closing
 
 import uvicorn
 from anyio import to_thread
 
 from service.api.app import create_app
 from service.api.context import Services
+from service.errors import Unavailable
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.sqlite import SQLiteStore
+from service.jobs.open import open_store
 from service.settings import Settings, installed_models, worker_name
 from service.status import read_status
 from service.supervisor import supervise
@@ -23,19 +26,28 @@ which is uvicorn's default too, and a request that is sent in the moment in whic
 GRACE_S = 10
 """Time for open requests, and then for the worker, to finish on shutdown."""
 
+logger = logging.getLogger(__name__)
+
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        ValueError: a setting names no store, bus or place for pictures, or a model cannot be read.
+        RuntimeError: the store has another version.
+        Unavailable: the store does not answer.
+    """
     # uvicorn repeats the signal that ended it; with the default handler that would kill before anything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     models = installed_models(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
-    store = SQLiteStore(settings.store_path, max_queued=settings.max_queued)
-    bus = Bus(settings.bus_path)
-    try:
-        app = create_app(settings, store, bus, ArtifactStore(settings.artifacts_path), models, [keep_worker])
+    with (
+        closing(open_store(settings.store_url, settings.max_queued)) as store,
+        closing(Bus(settings.bus_address)) as bus,
+    ):
+        artifacts = ArtifactStore(settings.artifacts_address)
         uvicorn.run(
-            app,
+            create_app(settings, store, bus, artifacts, models, [keep_worker]),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -43,9 +55,6 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
-    finally:
-        bus.close()
-        store.close()
 
 
 async def keep_worker(services: Services) -> None:
@@ -74,7 +83,11 @@ async def keep_worker(services: Services) -> None:
 
 async def _return_jobs(services: Services, pid: int) -> None:
     services.settings.worker_status_path.unlink(missing_ok=True)
-    touched = await to_thread.run_sync(services.store.reap, worker_name(pid))
+    try:
+        touched = await to_thread.run_sync(services.store.reap, worker_name(pid))
+    except Unavailable as error:
+        logger.warning("jobs wait for the end of their leases", extra={"pid": pid, "error": error.message})
+        return
     services.metrics.reaped.inc(touched)
     if touched:
         services.bus.publish(Event(type="submitted"))

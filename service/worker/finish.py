@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -16,8 +18,13 @@ from service.jobs.store import JobStore
 from service.metrics import WorkerMetrics
 from service.worker.flight import ActiveJob, Seat
 from service.worker.media import MEDIA_TYPES, encode_picture
+from service.worker.outage import Outage
 
 logger = logging.getLogger(__name__)
+
+GIVE_UP_S = 900.0
+"""How long an outcome waits for a store that is away: then the job is left to its lease, and made again. Less than the
+age at which retention deletes a picture that no job refers to."""
 
 
 class Finisher:
@@ -25,6 +32,7 @@ class Finisher:
 
     def __init__(self, store: JobStore, bus: Bus, artifacts: ArtifactStore, metrics: WorkerMetrics) -> None:
         self._store, self._bus, self._artifacts, self._metrics = store, bus, artifacts, metrics
+        self._outage, self._closing = Outage(metrics), threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="finish")
 
     def finish(self, seat: Seat, pixels: NDArray[np.uint8]) -> Future[None]:
@@ -36,7 +44,8 @@ class Finisher:
         return self._thread.submit(self._fail, job, JobError(code=code, message=message))
 
     def close(self) -> None:
-        """Wait until everything handed over is written."""
+        """Wait until everything handed over is written, but not for a store that is away."""
+        self._closing.set()
         self._thread.shutdown(wait=True)
 
     def _guarded(self, seat: Seat, pixels: NDArray[np.uint8]) -> None:
@@ -60,18 +69,31 @@ class Finisher:
         self._metrics.steps.labels("useful").inc(len(picture.row.plan.lines) if picture.row else 0)
         done = [result for result in job.results if result is not None]
         if len(done) == len(job.results):
-            if self._store.complete(job.lease.id, done):
+            if self._recorded("complete", lambda: self._store.complete(job.lease.id, done)):
                 self._count(job, "completed", "")
             self._end(job)
 
     def _fail(self, job: ActiveJob, error: JobError) -> None:
         try:
-            if self._store.fail(job.lease.id, error):
+            if self._recorded("fail", lambda: self._store.fail(job.lease.id, error)):
                 self._count(job, "failed", error.code)
         except Exception:
-            # The store is out of reach. The lease runs out and the job goes back to the queue.
+            # A fault of the store. The lease runs out and the job goes back to the queue.
             logger.exception("failure could not be recorded", extra={"job": job.id})
         self._end(job)
+
+    def _recorded(self, verb: str, write: Callable[[], bool]) -> bool:
+        """Whether the outcome is in the store, which is waited for. Not if the lease was lost meanwhile, or if nothing
+        can be known of it."""
+        give_up_at = time.monotonic() + GIVE_UP_S
+        while not (self._closing.is_set() and self._outage.left_s):
+            recorded = self._outage.attempt(verb, write)
+            if recorded is not None:
+                return recorded
+            if time.monotonic() >= give_up_at:
+                break
+            self._closing.wait(self._outage.left_s)
+        return False
 
     def _end(self, job: ActiveJob) -> None:
         job.ended = True

@@ -20,8 +20,6 @@ class ActiveJob:
     """One place a picture; filled by the finisher."""
     ended: bool = False
     """Set by the finisher, last of all."""
-    reported_at: float = 0.0
-    """When progress was last published, Unix seconds."""
 
     @property
     def id(self) -> str:

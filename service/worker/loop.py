@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from models.spec.model import ModelSpec
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Lease, TextToImage
-from service.jobs.sqlite import SQLiteStore
 from service.jobs.store import JobStore
 from service.metrics import WorkerMetrics
-from service.settings import Settings, installed_models, worker_name
-from service.status import WorkerStatus
 from service.worker.batch import BatchKey, Limits, Stage, next_batch
 from service.worker.cost import CostTable
 from service.worker.finish import Finisher
 from service.worker.flight import ActiveJob, Flight, Seat
-from service.worker.residency import LoadedModel, Residency, load_model
+from service.worker.outage import Outage
+from service.worker.residency import LoadedModel, Residency
 from service.worker.runner import Picture, Runner
 
 logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 64
-"""No job is claimed while so many pictures are in flight: what stays in the queue, another worker can take. Jobs of
-several pictures can take the number beyond it."""
+"""No job is claimed while so many pictures are in flight: what stays in the queue, another worker can take. The last
+claimed job can take the number beyond it."""
+JOB_PICTURES = 10
+"""A job has at most so many pictures. A claim asks for as many jobs as surely have room, again and again."""
 IDLE_WAIT_S = 0.25
 CLAIM_EVERY_S = 1.0
 """Looks into the store without having been told of a job: the bus is lossy."""
 RENEW_EVERY_S = 1.0
 """Also how long a cancellation stays unnoticed when its event was lost."""
-PROGRESS_EVERY_S = 0.25
-METRICS_EVERY_S = 1.0
 
 
 class Worker:
@@ -55,10 +50,11 @@ class Worker:
         residency: Residency,
         metrics: WorkerMetrics,
         lease_s: float,
+        models: Collection[str],
     ) -> None:
-        self.stopping = False
         self._name, self._store, self._bus, self._residency = name, store, bus, residency
-        self._metrics, self._lease_s = metrics, lease_s
+        self._metrics, self._lease_s, self._models = metrics, lease_s, tuple(models)
+        self._outage = Outage(metrics)
         self._runner, self._costs, self._limits = Runner(), CostTable(), Limits()
         self._finisher = Finisher(store, bus, artifacts, metrics)
         self._flight = Flight()
@@ -67,9 +63,9 @@ class Worker:
         self._claimed_at = self._renewed_at = 0.0
 
     def close(self) -> None:
-        """Write what is finished and give the rest back to the queue."""
+        """Write what is finished and give the rest back to the queue; if the store is away, leases run out instead."""
         self._finisher.close()
-        self._store.release(self._name)
+        self._outage.attempt("release", lambda: self._store.release(self._name))
 
     def tick(self) -> None:
         """Listen, claim, run one batch."""
@@ -117,10 +113,12 @@ class Worker:
     def _renew(self) -> None:
         now = time.monotonic()
         leases = {job.lease.id: job for job in self._held()}
-        if now - self._renewed_at < RENEW_EVERY_S or not leases:
+        if now - self._renewed_at < RENEW_EVERY_S or not leases or self._outage.left_s:
+            return
+        held = self._outage.attempt("renew", lambda: self._store.renew(list(leases), self._lease_s))
+        if held is None:
             return
         self._renewed_at = now
-        held = self._store.renew(list(leases), self._lease_s)
         for lease_id, job in leases.items():
             if lease_id not in held and not job.ended:
                 self._drop(job.id)
@@ -129,23 +127,30 @@ class Worker:
         return [*self._flight.jobs.values(), *(job for job, _ in self._loading)]
 
     def _claim(self) -> None:
-        now, room = time.monotonic(), MAX_PICTURES - len(self._flight) - len(self._loading)
+        now, room = time.monotonic(), MAX_PICTURES - len(self._flight)
+        room -= sum(job.lease.job.request.n for job, _ in self._loading)
         if room <= 0 or not (self._told or now - self._claimed_at > CLAIM_EVERY_S):
             return
-        self._claimed_at = now
-        leases = self._store.claim(self._name, room, self._lease_s)
-        self._told = len(leases) == room
-        for lease in leases:
-            self._accept(lease)
+        while room > 0 and not self._outage.left_s:
+            limit = max(1, room // JOB_PICTURES)
+            leases = self._outage.attempt("claim", partial(self._claim_up_to, limit))
+            if leases is None:
+                return
+            self._claimed_at, self._told = now, len(leases) == limit
+            for lease in leases:
+                self._accept(lease)
+                room -= lease.job.request.n
+            if not self._told:
+                return
+
+    def _claim_up_to(self, limit: int) -> list[Lease]:
+        return self._store.claim(self._name, limit, self._lease_s, self._models)
 
     def _accept(self, lease: Lease) -> None:
         job, record = ActiveJob(lease), lease.job
         if record.attempts <= 1 and record.started_at is not None:
             self._metrics.queue_wait_seconds.observe(max(0.0, record.started_at - record.created_at))
-        try:
-            self._loading.append((job, self._residency.request(record.request.model)))
-        except KeyError:
-            self._finisher.fail(job, "model_not_found", f"model {record.request.model!r} is not installed here")
+        self._loading.append((job, self._residency.request(record.request.model)))
 
     def _board_loaded(self) -> None:
         """Move the jobs whose model is loaded into the flight."""
@@ -208,11 +213,8 @@ class Worker:
         self._metrics.padded_lanes.labels(key.stage).inc(max(0, padding))
 
     def _report(self, seats: Sequence[Seat]) -> None:
-        now = time.time()
         for job in {seat.job.id: seat.job for seat in seats}.values():
-            if now - job.reported_at >= PROGRESS_EVERY_S:
-                job.reported_at = now
-                self._bus.publish(Event("progress", job.id, *self._flight.steps(job)))
+            self._bus.publish(Event("progress", job.id, *self._flight.steps(job)))
 
     def _drop(self, job_id: str) -> None:
         """Forget a job that was cancelled, lost or failed."""
@@ -225,41 +227,3 @@ def _pictures(lease: Lease, loaded: LoadedModel) -> list[Picture]:
     request = lease.job.request
     numerics = loaded.numerics(request.deterministic)
     return [Picture(request, request.seed + i, lease.job.created_at, loaded, numerics) for i in range(request.n)]
-
-
-def run_worker(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Ready when the default model is loaded and warm."""
-    torch.set_num_threads(settings.threads)
-    settings.data.mkdir(parents=True, exist_ok=True)
-    store, bus = SQLiteStore(settings.store_path, settings.max_queued), Bus(settings.bus_path)
-    specs, metrics, pid = installed_models(settings), WorkerMetrics(), os.getpid()
-
-    def load(spec: ModelSpec) -> LoadedModel:
-        with metrics.model_load_seconds.time():
-            return load_model(spec, settings)
-
-    residency = Residency(specs, load)
-    artifacts = ArtifactStore(settings.artifacts_path)
-    worker = Worker(worker_name(pid), store, bus, artifacts, residency, metrics, settings.lease_s)
-
-    def stop(*_: object) -> None:
-        worker.stopping = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    WorkerStatus(pid=pid, state="starting").write(settings.worker_status_path)
-    if specs:
-        worker.warm_up(next(iter(specs)))
-    WorkerStatus(pid=pid, state="ready", models=residency.resident).write(settings.worker_status_path)
-    logger.info("worker ready", extra={"models": residency.resident})
-    written_at = 0.0
-    while not worker.stopping:
-        worker.tick()
-        if time.monotonic() - written_at > METRICS_EVERY_S:
-            metrics.write(settings.worker_metrics_path)
-            written_at = time.monotonic()
-    worker.close()
-    WorkerStatus(pid=pid, state="stopping").write(settings.worker_status_path)
-    residency.close()
-    bus.close()
-    store.close()

@@ -54,7 +54,7 @@ class Picture:
         tokens = 0
         if self.row is not None and self.stage is Stage.DENOISE:
             network, most = "+".join(sorted(self.row.networks)), self.numerics.max_lanes
-            tokens = len(self.row.conditions["positive"].context)
+            tokens = self.row.tokens
         return BatchKey(self.stage, request.model, network, latent, tokens, self.numerics.id, most)
 
     def item(self, row: int) -> Item:

@@ -91,7 +91,17 @@ def test_jobs(shipped: ServerProcess, tmp_path: Path) -> None:
     assert json.loads(typed(bash, shipped, tmp_path, cancel.replace("ID", job_id)))["state"] == "completed"
 
 
+def in_the_repository(script: str) -> str:
+    """A script that names the shipped model as README does, for another folder."""
+    return script.replace("models/zoo", str(ROOT / "models" / "zoo"))
+
+
 def test_from_python(shipped: ServerProcess, tmp_path: Path) -> None:
-    script = block("python", "from models.families").replace("models/zoo", str(ROOT / "models" / "zoo"))
-    typed([sys.executable, "-c"], shipped, tmp_path, script)
+    typed([sys.executable, "-c"], shipped, tmp_path, in_the_repository(block("python", "import generate, load")))
     check_red_apple(tmp_path / "apple.png")
+
+
+def test_rows_from_python(shipped: ServerProcess, tmp_path: Path) -> None:
+    shown = "\nprint(len(rows), len(pictures), all(row.finished for row in rows))"
+    script = in_the_repository(block("python", "import advance")) + shown
+    assert typed([sys.executable, "-c"], shipped, tmp_path, script).split() == ["2", "2", "True"]

@@ -93,6 +93,20 @@ def test_a_setting_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 1 and "threads" in done.output and "'none'" in done.output
 
 
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [("mysql://x", "must be sqlite:///path or redis://"), ("unix:///none/redis.sock", "cannot be reached")],
+)
+def test_a_store_that_cannot_be_had(
+    offline: list[TextToImage], monkeypatch: pytest.MonkeyPatch, store: str, said: str
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("service.logs.configure_logging", lambda _: None)
+    monkeypatch.setenv("DARKROOM_STORE", store)
+    done = CliRunner().invoke(app, ["serve"])
+    assert done.exit_code == 1 and said in done.output and "Traceback" not in done.output
+
+
 def test_generate_through_a_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "x.png"
     monkeypatch.setenv("DARKROOM_PORT", server.url.rsplit(":", 1)[1])  # found without being named
@@ -112,20 +126,3 @@ def test_generate_through_a_server(server: Server, tmp_path: Path, monkeypatch: 
 def test_engines_build_says_what_is_wrong(offline: list[TextToImage], arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["engines", "build", *arguments])
     assert done.exit_code == 1 and said in done.output
-
-
-def test_train_hands_its_folders_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Path, Path]] = []
-    stand_in = types.ModuleType("models.training.emoji_xl")
-    stand_in.train_emoji_xl = lambda work, out: asked.append((work, out))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "models.training.emoji_xl", stand_in)
-    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
-    assert CliRunner().invoke(app, ["train", *folders]).exit_code == 0
-    assert asked == [(tmp_path / "work", tmp_path / "out")]
-
-    def fail(work: Path, out: Path) -> None:
-        raise RuntimeError("npm is missing")
-
-    stand_in.train_emoji_xl = fail  # type: ignore[attr-defined]
-    done = CliRunner().invoke(app, ["train", *folders])
-    assert done.exit_code == 1 and "npm is missing" in done.output

@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from service.client import ServerError, run_job
-from service.jobs.job import JobError, JobState
+from service.errors import Unavailable
+from service.jobs.job import Job, JobError, JobState
 from tests.service.api.conftest import Server, models, server
 
 __all__ = ["models", "server"]
@@ -31,6 +32,29 @@ def test_it_passes_on_what_the_server_says(server: Server) -> None:
     server.painter.error = JobError(code="bad", message="it broke")
     with pytest.raises(ServerError, match="failed: it broke"):
         run_job(server.http, {"prompt": "x"}, lambda *_: None)
+
+
+def test_an_expired_job_is_explained(server: Server) -> None:
+    server.painter.paused.set()
+
+    def on_progress(*_: object) -> None:
+        server.store.reap()
+
+    with pytest.raises(ServerError, match="expired: no worker was free"):
+        run_job(server.http, {"prompt": "x", "deadline_s": 0.05}, on_progress)
+
+
+def test_it_waits_for_a_store_that_is_away(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, faults = server.store.get, [Unavailable("away"), Unavailable("away")]
+
+    def get(job_id: str) -> Job | None:
+        if faults:
+            raise faults.pop()
+        return original(job_id)
+
+    monkeypatch.setattr(server.store, "get", get)
+    _, content = run_job(server.http, {"prompt": "x"}, lambda *_: None)
+    assert content.startswith(b"\x89PNG") and not faults
 
 
 def test_leaving_cancels(server: Server) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.jobs.job import JobState, Priority
+from service.jobs.store import ClassStats, QueueStats
 from service.metrics import ApiMetrics, WorkerMetrics
 
 
@@ -24,6 +26,26 @@ def test_both_processes_share_a_family(tmp_path: Path) -> None:
     assert 'darkroom_jobs_total{outcome="completed",reason=""} 2.0' in text
     assert 'darkroom_stage_seconds_bucket{le="0.5",stage="denoise"} 1.0' in text
     assert api.exposition(path).decode() != "" and text.count("darkroom_jobs_total{") == 2
+
+
+def test_the_numbers_of_the_store() -> None:
+    api = ApiMetrics()
+
+    def value(name: str, **labels: str) -> float | None:
+        return api.registry.get_sample_value(f"darkroom_{name}", labels)
+
+    assert value("store_up") == 0 and value("jobs_running") is None
+    classes = {Priority.INTERACTIVE: ClassStats(2, 90.0), Priority.BATCH: ClassStats(3, 40.0)}
+    api.show_queue(QueueStats(5, 4, 40.0, classes, {JobState.EXPIRED: 6, JobState.COMPLETED: 7}), now=100.0)
+    assert value("store_up") == 1 and value("jobs_running") == 4
+    depths = {name: value("queue_depth", **{"class": name}) for name in ("interactive", "standard", "batch")}
+    ages = {name: value("oldest_queued_age_seconds", **{"class": name}) for name in depths}
+    assert depths == {"interactive": 2, "standard": 0, "batch": 3}
+    assert ages == {"interactive": 10, "standard": 0, "batch": 60}
+    ended = {state: value("store_jobs_ended_total", outcome=state) for state in JobState}
+    assert ended == {"queued": None, "running": None, "completed": 7, "failed": 0, "cancelled": 0, "expired": 6}
+    api.show_queue(None, now=101.0)
+    assert value("store_up") == 0 and value("queue_depth", **{"class": "batch"}) is None
 
 
 def test_names_keep_to_the_conventions(tmp_path: Path) -> None:

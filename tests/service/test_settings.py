@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from service.jobs.open import open_store
+from service.jobs.retention import Retention
 from service.settings import Settings, installed_models, worker_name
 from tests.service.api.conftest import write_model
 
@@ -24,14 +27,44 @@ def test_defaults() -> None:
     assert settings.data == Path.home() / ".local/share/darkroom" and settings.threads >= 1
     assert settings.url == "http://127.0.0.1:8000"
     assert len(Settings.model_fields) <= 15
-    below = (settings.store_path, settings.bus_path, settings.artifacts_path, settings.engines_path)
-    assert all(path.parent == settings.data for path in below) and len(set(below)) == 4
+    below = [Path(settings.bus_address), Path(settings.artifacts_address), settings.engines_path]
+    below += [settings.worker_status_path, settings.worker_metrics_path]
+    assert all(path.parent == settings.data for path in below) and len(set(below)) == 5
+    assert settings.store_url == f"sqlite:///{settings.data}/jobs.sqlite3"
+
+
+def test_a_data_folder_of_any_name_holds_the_store(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "50% ?full#é")
+    with closing(open_store(settings.store_url)):
+        assert [path.name for path in tmp_path.iterdir()] == ["50% ?full#é"]
+        assert (settings.data / "jobs.sqlite3").is_file()
+
+
+@pytest.mark.parametrize("url", ["redis://host:6379/0", "rediss://host", "unix:///run/redis.sock"])
+def test_the_bus_is_where_a_redis_store_is(url: str) -> None:
+    assert Settings(store=url).store_url == Settings(store=url).bus_address == url
+    assert Settings(store=url, bus="redis://other").bus_address == "redis://other"
+    on_disk = Settings(store="sqlite:////srv/jobs.db", data=Path("/d"))
+    assert (on_disk.store_url, on_disk.bus_address) == ("sqlite:////srv/jobs.db", "/d/bus")
+
+
+def test_folders_are_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(bus="b", artifacts="~/a")
+    assert (settings.bus_address, settings.artifacts_address) == (str(tmp_path / "b"), str(Path.home() / "a"))
+    assert Settings(artifacts="s3://bucket/a").artifacts_address == "s3://bucket/a"
+
+
+def test_retention() -> None:
+    assert Settings().retention == Retention(max_age_s=7 * 86400.0, max_bytes=None)
+    assert Settings(retention_s=0, retention_bytes=5).retention == Retention(max_age_s=None, max_bytes=5)
+    assert Settings(retention_s=0).retention is None
 
 
 def test_a_child_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_MODELS", "/a:/b")
     monkeypatch.setenv("DARKROOM_BACKEND", "torch")
-    settings = Settings(port=1, data=Path("relative"), threads=3)
+    settings = Settings(port=1, data=Path("relative"), threads=3, store="redis://h", bus="b", retention_bytes=2**40)
     assert settings.models == (Path("/a"), Path("/b")) and settings.data.is_absolute()
     environment = settings.child_environment()
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "passive"
@@ -43,7 +76,9 @@ def test_a_child_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_they_are_frozen_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1
-    for name, value in {"PORT": "x", "THREADS": "0", "BACKEND": "cuda", "LEASE_S": "0", "LOG_LEVEL": "loud"}.items():
+    wrong = {"PORT": "x", "THREADS": "0", "BACKEND": "cuda", "LEASE_S": "0", "LOG_LEVEL": "loud"}
+    wrong |= {"RETENTION_S": "-1", "RETENTION_BYTES": "1.5"}
+    for name, value in wrong.items():
         with monkeypatch.context() as changed:
             changed.setenv(f"DARKROOM_{name}", value)
             with pytest.raises(ValidationError):

@@ -103,7 +103,9 @@ class Rig:
         self.artifacts, self.metrics = ArtifactStore(folder / "artifacts"), WorkerMetrics()
         self.residency = Residency({loaded.model.spec.name: loaded.model.spec}, load or (lambda _: self.loaded))
         self.bus = Bus(folder / "bus")
-        self.worker = Worker(NAME, self.store, self.bus, self.artifacts, self.residency, self.metrics, lease_s=30.0)
+        self.worker = Worker(
+            NAME, self.store, self.bus, self.artifacts, self.residency, self.metrics, 30.0, [loaded.model.spec.name]
+        )
 
     def close(self) -> None:
         """Stop in the order of ``run_worker``."""

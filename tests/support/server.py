@@ -32,9 +32,12 @@ class ServerProcess:
         model: the one model folder it serves; None for the shipped models.
         engines: an engine cache that holds that model's networks.
         backend: ``onnxruntime`` or ``torch``.
+        settings: more of them, by field.
     """
 
-    def __init__(self, data: Path, model: Path | None, engines: Path, backend: str = "onnxruntime") -> None:
+    def __init__(
+        self, data: Path, model: Path | None, engines: Path, backend: str = "onnxruntime", **settings: str
+    ) -> None:
         self.data, self.backend = data, backend
         data.mkdir(parents=True, exist_ok=True)
         if not (data / "engines").exists():
@@ -45,6 +48,7 @@ class ServerProcess:
             "PYTHONPATH": str(ROOT),
             "DARKROOM_BACKEND": backend,
             "DARKROOM_THREADS": "1",
+            **{f"DARKROOM_{name.upper()}": value for name, value in settings.items()},
         }
         if model is not None:
             self._environment["DARKROOM_MODELS"] = str(model)
@@ -127,6 +131,14 @@ class ServerProcess:
         while worker is not None and worker.alive:
             assert time.monotonic() < end, f"the worker is an orphan\n{self.tail()}"
             time.sleep(0.02)
+
+    def work(self, data: Path) -> subprocess.Popen[bytes]:
+        """One more worker, with the same settings and a data folder of its own. Who starts it ends it."""
+        data.mkdir()
+        (data / "engines").symlink_to((self.data / "engines").resolve())
+        command = [sys.executable, "-m", "service.cli", "worker", "--data", str(data)]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(command, env=self._environment, cwd=ROOT, stdout=log, stderr=log)
 
     def submit(self, **body: Any) -> str:
         """Post a job; returns its id."""

@@ -22,7 +22,8 @@ from service.api.app import create_app
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.job import JobError, Lease, Result
-from service.jobs.sqlite import SQLiteStore
+from service.jobs.open import open_store
+from service.jobs.store import JobStore
 from service.settings import Settings
 
 
@@ -41,9 +42,9 @@ class Painter:
     """Type and job of every event of the API."""
 
     def run(self) -> None:
-        self.store = SQLiteStore(self.settings.store_path)
-        self.bus = Bus(self.settings.bus_path)
-        self.artifacts = ArtifactStore(self.settings.artifacts_path)
+        self.store = open_store(self.settings.store_url)
+        self.bus = Bus(self.settings.bus_address)
+        self.artifacts = ArtifactStore(self.settings.artifacts_address)
         held: list[Lease] = []
         while not self.stopping.is_set():
             self.heard += [(event.type, event.job) for event in self.bus.receive(0.02)]
@@ -81,7 +82,7 @@ class Server:
 
     url: str
     settings: Settings
-    store: SQLiteStore
+    store: JobStore
     painter: Painter
     http: httpx.Client
     openai: OpenAI
@@ -139,9 +140,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory, models: dict[str, ModelSpec
 def run_server(settings: Settings, models: dict[str, ModelSpec]) -> Iterator[Server]:
     """A real uvicorn in a thread."""
     settings.data.mkdir(parents=True)
-    store = SQLiteStore(settings.store_path, max_queued=settings.max_queued)
-    bus = Bus(settings.bus_path)
-    app = create_app(settings, store, bus, ArtifactStore(settings.artifacts_path), models)
+    store = open_store(settings.store_url, settings.max_queued)
+    bus = Bus(settings.bus_address)
+    app = create_app(settings, store, bus, ArtifactStore(settings.artifacts_address), models)
 
     @app.get("/broken")
     async def broken() -> None:

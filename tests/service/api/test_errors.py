@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.errors import Unavailable
 from tests.service.api.conftest import Server
 
 
@@ -53,3 +54,18 @@ def test_hostile_bodies(shared: Server, path: str, body: bytes, status: int) -> 
 def test_json_needs_its_content_type(shared: Server) -> None:
     answer = shared.http.post("/v1/jobs", content=b'{"prompt": "x"}', headers={"content-type": "text/plain"})
     assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_store_that_is_away(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("the server does not answer")
+
+    assert server.http.post("/v1/jobs", json={"prompt": "x"}).status_code == 202
+    for verb in ("submit", "get", "list", "cancel"):
+        monkeypatch.setattr(server.store, verb, away)
+    for method, path in (("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", "/v1/jobs/a"), ("DELETE", "/v1/jobs/a")):
+        answer = server.http.request(method, path, json={"prompt": "x"} if method == "POST" else None)
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
+        assert int(answer.headers["retry-after"]) >= 1
+    monkeypatch.undo()
+    assert server.http.get("/v1/jobs").status_code == 200

@@ -12,7 +12,7 @@ import pytest
 
 from service.api.events import REMEMBERED, JobWatch
 from service.api.schema import Progress
-from service.errors import UnknownJob
+from service.errors import Unavailable, UnknownJob
 from service.jobs.bus import Bus, Event
 from service.jobs.job import JobState, TextToImage
 from service.jobs.sqlite import SQLiteStore
@@ -60,6 +60,24 @@ async def test_wait_gives_up_and_does_not_know_strangers(scene: Scene) -> None:
     assert (await scene.watch.wait(job.id, 0.05)).state is JobState.QUEUED
     with pytest.raises(UnknownJob):
         await scene.watch.wait("stranger", 1)
+
+
+async def test_a_store_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = scene.store.submit(REQUEST)
+
+    def away(_: str) -> None:
+        raise Unavailable("the server does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.store, "get", away)
+        waiting = asyncio.create_task(scene.watch.wait(job.id, 20))
+        await asyncio.sleep(0.1)
+        with pytest.raises(Unavailable):
+            await scene.watch.wait(job.id, 0.0)
+    assert not waiting.done()
+    scene.store.cancel(job.id)
+    scene.worker.publish(Event(type="finished", job=job.id))
+    assert (await waiting).state is JobState.CANCELLED
 
 
 async def test_progress_is_kept_until_the_end_and_not_for_ever(scene: Scene) -> None:

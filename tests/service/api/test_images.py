@@ -139,6 +139,23 @@ def test_cancelled_while_waiting(server: Server) -> None:
     assert caught.value.code == "cancelled" and took[0] + time.monotonic() < 0.8, "the wait was not woken"
 
 
+def test_who_waits_goes_first_unless_asked_otherwise(server: Server) -> None:
+    for asked, found in ((None, "interactive"), ("batch", "batch")):
+        server.openai.images.generate(prompt="x", extra_body={"priority": asked})
+        assert server.store.list(1)[0].priority == found
+
+
+def test_expired_while_waiting(server: Server) -> None:
+    server.painter.paused.set()
+    threading.Timer(0.3, server.painter.paused.clear).start()
+    began = time.monotonic()
+    answer = server.http.post("/v1/images/generations", json={"prompt": "x", "deadline_s": 0.1})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (503, "expired") and time.monotonic() - began < 10
+    assert "deadline_s = 0.1" in error["message"] and int(answer.headers["retry-after"]) >= 1
+    assert server.http.post("/v1/images/generations", json={"prompt": "x", "deadline_s": 60}).status_code == 200
+
+
 @pytest.mark.parametrize(("key", "state"), [(None, JobState.CANCELLED), ("k", JobState.RUNNING)])
 def test_disconnect_cancels_unless_there_is_a_key(server: Server, key: str | None, state: JobState) -> None:
     server.painter.gate.clear()
@@ -164,7 +181,7 @@ def test_same_key_same_picture(server: Server) -> None:
 def test_deleted_picture(server: Server) -> None:
     headers = {"Idempotency-Key": "once"}
     assert server.openai.images.generate(prompt="x", extra_headers=headers).data
-    for path in server.settings.artifacts_path.rglob("*"):
+    for path in Path(server.settings.artifacts_address).rglob("*"):
         if path.is_file():
             path.unlink()
     with pytest.raises(openai.NotFoundError) as caught:

@@ -57,6 +57,34 @@ def test_cancel(server: Server) -> None:
     assert server.http.get("/v1/jobs/nothing").status_code == 404
 
 
+def test_priority_and_deadline(server: Server) -> None:
+    server.painter.paused.set()
+    asked: dict[str, object] = {"prompt": "x", "priority": "batch", "deadline_s": 600}
+    job = server.http.post("/v1/jobs", json=asked).json()
+    assert job["priority"] == "batch" and job["deadline_at"] == pytest.approx(job["created_at"] + 600)
+    job = server.http.post("/v1/jobs", json={"prompt": "x"}).json()
+    assert job["priority"] == "standard" and job["deadline_at"] is None
+    urgent = server.http.post("/v1/jobs", json={"prompt": "x", "priority": "interactive"}).json()
+    (first,) = server.store.claim("another", 1, 30.0)
+    assert first.job.id == urgent["id"], "the last one, but the most urgent"
+
+
+def test_a_job_that_nobody_begins_in_time_expires(server: Server) -> None:
+    server.painter.paused.set()
+    kept, missed = (
+        server.http.post("/v1/jobs", json={"prompt": "x", "deadline_s": seconds}).headers["location"]
+        for seconds in (600, 0.01)
+    )
+    server.until(lambda: server.store.reap() == 0 and server.http.get(missed).json()["state"] == "expired")
+    assert server.http.get(kept).json()["state"] == "queued"
+    assert server.http.get(missed).json()["error"] is None and server.http.get(missed).json()["finished_at"]
+    assert [f"/v1/jobs/{job['id']}" for job in server.http.get("/v1/jobs?state=expired").json()["data"]] == [missed]
+    result = server.http.get(f"{missed}/results/0").json()["error"]
+    assert result["code"] == "result_not_found" and "expired" in result["message"]
+    assert server.http.delete(missed).json()["state"] == "expired"
+    assert 'darkroom_store_jobs_ended_total{outcome="expired"} 1.0' in server.http.get("/metrics").text
+
+
 def test_list(server: Server) -> None:
     server.painter.paused.set()
     assert server.http.get("/v1/jobs").json() == {

@@ -17,10 +17,10 @@ import os, sys, time
 from service.settings import Settings, worker_name
 from service.status import WorkerStatus
 from service.supervisor import exit_with_parent
-from service.jobs.sqlite import SQLiteStore
+from service.jobs.open import open_store
 exit_with_parent()
 settings = Settings()
-store = SQLiteStore(settings.store_path)
+store = open_store(settings.store_url)
 WorkerStatus(pid=os.getpid(), state="ready", models=("tiny",)).write(settings.worker_status_path)
 while True:
     store.claim(worker_name(os.getpid()), 8, 300)

@@ -15,6 +15,7 @@ from service.jobs.bus import Bus
 from service.jobs.job import Job, JobState
 from service.jobs.sqlite import SQLiteStore
 from service.metrics import WorkerMetrics
+from service.worker import finish
 from service.worker.finish import Finisher
 from service.worker.flight import ActiveJob, Seat
 from service.worker.residency import LoadedModel
@@ -138,16 +139,45 @@ def test_a_lease_that_is_gone_counts_nothing(desk: Desk, end: str) -> None:
     assert desk.jobs_total("completed") == desk.jobs_total("failed", "x") == 0
 
 
-def test_a_store_out_of_reach_leaves_the_job_to_its_lease(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def unavailable(*_: object) -> bool:
+    raise Unavailable("locked")
+
+
+@pytest.mark.parametrize("end", ["finish", "fail"])
+def test_an_outcome_waits_for_a_store_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     job, seats = desk.claim()
+    with monkeypatch.context() as away:
+        away.setattr(desk.store, "complete", unavailable)
+        away.setattr(desk.store, "fail", unavailable)
+        future = desk.finisher.finish(seats[0], pixels(0)) if end == "finish" else desk.finisher.fail(job, "x", "y")
+        with pytest.raises(TimeoutError):
+            future.result(0.3)
+        assert not job.ended
+    future.result(10)
+    assert job.ended and desk.get(job).state is (JobState.COMPLETED if end == "finish" else JobState.FAILED)
+    assert desk.jobs_total("completed") + desk.jobs_total("failed", "x") == 1
 
-    def unavailable(*_: object) -> bool:
-        raise Unavailable("locked")
 
-    monkeypatch.setattr(desk.store, "complete", unavailable)
-    monkeypatch.setattr(desk.store, "fail", unavailable)
-    desk.finisher.finish(seats[0], pixels(0)).result(10)
+def test_a_lease_that_is_lost_while_an_outcome_waits(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, seats = desk.claim()
+    with monkeypatch.context() as away:
+        away.setattr(desk.store, "complete", unavailable)
+        future = desk.finisher.finish(seats[0], pixels(0))
+        desk.store.cancel(job.id)
+    future.result(10)
+    assert job.ended and desk.get(job).state is JobState.CANCELLED and desk.jobs_total("completed") == 0
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_the_wait_for_a_store_has_an_end(desk: Desk, monkeypatch: pytest.MonkeyPatch, closing: bool) -> None:
+    monkeypatch.setattr(finish, "GIVE_UP_S", 1e9 if closing else 0.0)
+    job, seats = desk.claim()
+    with monkeypatch.context() as away:
+        away.setattr(desk.store, "complete", unavailable)
+        future = desk.finisher.finish(seats[0], pixels(0))
+        if closing:
+            desk.finisher.close()
+        future.result(10)
     assert job.ended and desk.get(job).state is JobState.RUNNING
-    monkeypatch.undo()
     assert desk.store.reap("worker") == 1
     assert desk.get(job).state is JobState.QUEUED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -141,11 +142,12 @@ def test_a_lost_lease_writes_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch, 
     assert rig.store.complete(lease.id, [])
 
 
-def test_a_model_that_is_not_installed(rig: Rig) -> None:
-    job = rig.submit(model="unknown")
-    rig.finish(job)
-    error = rig.get(job).error
-    assert error is not None and error.code == "model_not_found" and "'unknown'" in error.message
+def test_jobs_of_other_models_are_left_to_other_workers(rig: Rig) -> None:
+    foreign, own = rig.submit(model="unknown"), rig.submit()
+    rig.finish(own)
+    assert rig.get(foreign).state is JobState.QUEUED and rig.get(foreign).attempts == 0
+    (lease,) = rig.store.claim("another", 9, 30.0, ["unknown"])
+    assert lease.job.id == foreign.id
 
 
 def test_a_model_that_does_not_load_is_tried_again(tmp_path: Path, loaded: LoadedModel) -> None:
@@ -178,8 +180,7 @@ def test_a_job_is_found_without_having_been_told(rig: Rig, monkeypatch: pytest.M
     assert rig.get(job).state is JobState.COMPLETED
 
 
-def test_progress_is_published(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PROGRESS_EVERY_S", 0.0)
+def test_progress_is_published(rig: Rig) -> None:
     job = rig.submit()
     events = []
     while not rig.get(job).state.final:
@@ -205,6 +206,29 @@ def test_no_more_jobs_are_claimed_than_have_room(rig: Rig, monkeypatch: pytest.M
     assert [rig.get(job).state for job in jobs] == [JobState.RUNNING] * 2 + [JobState.QUEUED] * 2
     rig.finish(*jobs)
     assert all(rig.get(job).state is JobState.COMPLETED for job in jobs)
+
+
+def test_a_claim_counts_pictures(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MAX_PICTURES", 4)
+    jobs = [rig.submit(n=2, seed=seed) for seed in (10, 20, 30)]
+    in_denoiser(rig, 1)
+    assert [rig.get(job).state for job in jobs] == [JobState.RUNNING] * 2 + [JobState.QUEUED]
+    rig.finish(*jobs)
+    assert [len(rig.get(job).results) for job in jobs] == [2, 2, 2]
+
+
+def test_pictures_count_while_their_model_is_loaded(tmp_path: Path, loaded: LoadedModel) -> None:
+    gate = threading.Event()
+    rig = Rig(tmp_path, loaded, lambda _: loaded if gate.wait(30) else loaded)
+    try:
+        for seed in range(0, 400, 10):
+            rig.submit(n=10, seed=seed)
+        for _ in range(5):
+            rig.worker.tick()
+        assert rig.store.stats().running == 7, "with 6 there is still room for 4 pictures, with 7 for none"
+    finally:
+        gate.set()
+        rig.close()
 
 
 def test_a_warm_worker_knows_what_batches_cost(rig: Rig) -> None:

@@ -1,0 +1,45 @@
+"""``darkroom train`` hands its folders on, and tells what is wrong in a line."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
+    """A training module that trains nothing."""
+    module = types.ModuleType(f"models.training.{name}")
+    for function, body in functions.items():
+        setattr(module, function, body)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_each_command_hands_its_folders_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    stand_in(monkeypatch, "emoji_xl", train_emoji_xl=lambda *folders: asked.append(folders))
+    stand_in(monkeypatch, "emoji_xl_turbo", train_emoji_xl_turbo=lambda *folders: asked.append(folders))
+    stand_in(monkeypatch, "artwork", download=lambda folder: asked.append((folder,)), render=lambda _folder: [1, 2])
+    work, out, teacher = tmp_path / "work", tmp_path / "out", tmp_path / "teacher"
+    folders = ["--work", str(work), "--out", str(out)]
+    assert CliRunner().invoke(app, ["train", "emoji-xl", *folders]).exit_code == 0
+    assert CliRunner().invoke(app, ["train", "emoji-xl-turbo", *folders, "--teacher", str(teacher)]).exit_code == 0
+    done = CliRunner().invoke(app, ["train", "data", "--work", str(work)])
+    assert done.exit_code == 0 and "2 drawings" in done.output
+    assert asked == [(work, out), (work, teacher, out), (work / "artwork",)]
+
+
+def test_a_fault_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Path) -> None:
+        raise RuntimeError("npm is missing")
+
+    stand_in(monkeypatch, "emoji_xl", train_emoji_xl=fail)
+    done = CliRunner().invoke(app, ["train", "emoji-xl", "--work", str(tmp_path), "--out", str(tmp_path)])
+    assert done.exit_code == 1 and done.output.strip() == "darkroom: npm is missing"
