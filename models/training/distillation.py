@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,37 @@ from models.unet import UNet
 
 STUDENT_TIMES = (999, 749, 499, 249)
 """Where the student stands before each of four trailing steps; one step begins at the first."""
-TEACHER_GUIDANCE = 3.0
-ADVERSARIAL_WEIGHT = 0.05
 GRADIENT_PENALTY = 1e-5
 HEAD_WIDTH = 64
 BATCH = 32
-RECIPE = Recipe(steps=1_500, peak_lr=3e-4, final_lr=1e-5, warmup=50, decay=0.5, ema=0.995)
 
 
-def described() -> dict[str, Any]:
-    """The recipe and its constants, for a model card."""
-    constants = {
-        "student_times": STUDENT_TIMES,
-        "teacher_guidance": TEACHER_GUIDANCE,
-        "adversarial_weight": ADVERSARIAL_WEIGHT,
-        "gradient_penalty": GRADIENT_PENALTY,
-        "batch": BATCH,
+@dataclass(frozen=True)
+class Course:
+    """One part of the training."""
+
+    recipe: Recipe
+    guidance: float
+    """What the teacher is asked with. Guidance makes things plain, and burns them when it is taken again and again."""
+    adversarial_weight: float
+
+
+COURSES = {
+    "learn": Course(Recipe(steps=1_500, peak_lr=3e-4, final_lr=1e-5, warmup=50, decay=0.5, ema=0.995), 3.0, 0.05),
+    "settle": Course(Recipe(steps=400, peak_lr=3e-4, final_lr=1e-5, warmup=20, decay=0.8, ema=0.98, seed=1), 1.0, 0.01),
+}
+"""First the things, with guidance; then colours and whites as they are, without it."""
+
+
+def described() -> dict[str, dict[str, Any]]:
+    """The courses and their constants, for a model card."""
+    shared = {"student_times": STUDENT_TIMES, "gradient_penalty": GRADIENT_PENALTY, "batch": BATCH}
+    return {
+        f"distillation, {name}": asdict(course.recipe)
+        | {"teacher_guidance": course.guidance, "adversarial_weight": course.adversarial_weight}
+        | shared
+        for name, course in COURSES.items()
     }
-    return asdict(RECIPE) | constants
 
 
 class Head(nn.Module):
@@ -94,7 +107,9 @@ class Teacher:
         self.unet = unet.requires_grad_(False).eval()
         self.abar = abar
 
-    def estimate(self, latents: Tensor, times: Tensor, noise: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+    def estimate(
+        self, latents: Tensor, times: Tensor, noise: Tensor, text: tuple[Tensor, Tensor], guidance: float
+    ) -> Tensor:
         """The clean latent that the guided teacher sees in noised ``latents`` [B, C, h, w]."""
         noisy = noised(latents, times, noise, self.abar)
         context, vector = text
@@ -103,7 +118,7 @@ class Teacher:
         contexts = torch.cat([context, torch.zeros_like(context)])
         v = self.unet(noisy.repeat(2, 1, 1, 1), times.float().repeat(2), contexts, torch.cat([vector, blank]))
         positive, negative = clean(noisy.repeat(2, 1, 1, 1), times.repeat(2), v.float(), self.abar).chunk(2)
-        return negative + TEACHER_GUIDANCE * (positive - negative)
+        return negative + guidance * (positive - negative)
 
     def features(self, latents: Tensor, times: Tensor, noise: Tensor, text: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Outputs of every level of the way down and of the middle for noised ``latents``."""
@@ -155,9 +170,9 @@ def distil(
     conditioner: SDXLConditioner,
     networks: Distillation,
     checkpoint: Path,
-    recipe: Recipe = RECIPE,
-) -> UNet:
-    """Train, or resume, and return the averaged student."""
+    course: Course,
+) -> Distillation:
+    """Train, or resume, one course and return the averages."""
     abar = torch.tensor(Schedule.from_config(SCHEDULER_CONFIG).alphas_cumprod)
     teacher = Teacher(teacher_unet, abar)
     for unet in (teacher_unet, networks.student):
@@ -177,18 +192,21 @@ def distil(
             noisy = noised(real, student_times, noises[0], abar)
             fake = clean(noisy, student_times, networks.student(noisy, student_times.float(), *text).float(), abar)
             with torch.no_grad():
-                target = teacher.estimate(fake, teacher_times, noises[1], text)
+                target = teacher.estimate(fake, teacher_times, noises[1], text, course.guidance)
             of_fake = teacher.features(fake, judge_times, noises[2], text)
             with torch.no_grad():
                 of_real = teacher.features(real, judge_times, noises[2], text)
         distillation = (fake - target).square().mean()
-        return distillation + _adversarial(networks.discriminator, of_real, of_fake, pooled.float())
+        student, discriminator = _adversarial(networks.discriminator, of_real, of_fake, pooled.float())
+        return distillation + course.adversarial_weight * student + discriminator
 
-    return train(networks, loss, recipe, checkpoint).student  # type: ignore[return-value]
+    return train(networks, loss, course.recipe, checkpoint)  # type: ignore[return-value]
 
 
-def _adversarial(discriminator: Discriminator, real: list[Tensor], fake: list[Tensor], text: Tensor) -> Tensor:
-    """Both sides of the game as one loss: the student's reaches the student alone, the discriminator's the
+def _adversarial(
+    discriminator: Discriminator, real: list[Tensor], fake: list[Tensor], text: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses of both sides of the game: the student's reaches the student alone, the discriminator's the
     discriminator alone."""
     frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     student = -functional_call(discriminator, frozen, (fake, text)).mean()
@@ -197,4 +215,4 @@ def _adversarial(discriminator: Discriminator, real: list[Tensor], fake: list[Te
     hinge = F.relu(1.0 - verdicts).mean() + F.relu(1.0 + discriminator([f.detach() for f in fake], text)).mean()
     slopes = torch.autograd.grad(verdicts.sum(), watched, create_graph=True)
     penalty = sum((slope.square().flatten(1).sum(1).mean() for slope in slopes), torch.zeros(()))
-    return ADVERSARIAL_WEIGHT * student + hinge + 0.5 * GRADIENT_PENALTY * penalty
+    return student, hinge + 0.5 * GRADIENT_PENALTY * penalty

@@ -15,7 +15,7 @@ from models.spec.unet import read_unet_spec
 from models.training.artwork import download, render
 from models.training.concepts import CONCEPTS, HELD_OUT
 from models.training.diffusion import SCENES, SCHEDULER_CONFIG, Examples
-from models.training.distillation import Distillation, distil
+from models.training.distillation import COURSES, Distillation, distil
 from models.weights import load_unet, load_vae, save_network
 
 SEED = 2
@@ -37,7 +37,10 @@ def train_emoji_xl_turbo(work: Path, teacher: Path, out: Path) -> None:
     student = copy.deepcopy(unet).requires_grad_(True)
     text_dim = unet.spec.vector_dim - 6 * unet.spec.time_id_dim
     networks = Distillation(student, text_dim)
-    export(distil(examples, unet, conditioner, networks, work / "turbo.pt").state_dict(), teacher, out)
+    for name, course in COURSES.items():
+        checkpoint = work / f"turbo-{name}.pt"
+        networks = distil(examples, unet, conditioner, networks.requires_grad_(True), checkpoint, course)
+    export(networks.student.state_dict(), teacher, out)
 
 
 def export(student: dict[str, torch.Tensor], teacher: Path, out: Path) -> None:

@@ -89,7 +89,7 @@ def parameters(weights: Path) -> int:
 
 def recipes(distilled: bool) -> dict[str, dict[str, Any]]:
     """How the shipped model is trained, part by part; a student of distillation has one part more than its teacher."""
-    last = {"distillation": distillation.described()} if distilled else {}
+    last = distillation.described() if distilled else {}
     shared = {"batch": diffusion.BATCH, "caption_dropout": diffusion.CAPTION_DROPOUT}
     scenes = {"scenes": diffusion.SCENES, "scene_share": diffusion.SCENE_SHARE}
     return {

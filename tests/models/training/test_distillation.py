@@ -15,7 +15,16 @@ from models.schedule import Schedule
 from models.spec.unet import UNetSpec
 from models.training import distillation
 from models.training.diffusion import SCHEDULER_CONFIG, UNET_CONFIG
-from models.training.distillation import STUDENT_TIMES, Discriminator, Distillation, Teacher, clean, distil, noised
+from models.training.distillation import (
+    STUDENT_TIMES,
+    Course,
+    Discriminator,
+    Distillation,
+    Teacher,
+    clean,
+    distil,
+    noised,
+)
 from models.training.loop import Recipe
 from models.unet import UNet
 from tests.support.tiny_xl import randomise
@@ -96,29 +105,28 @@ def test_each_side_of_the_game_moves_itself_only(unet: UNet, networks: Distillat
     text = torch.randn(3, TEXT)
     real_features, fake_features = features(teacher, latents), features(teacher, fake)
     assert len(real_features) == 3  # two levels and the middle
-    distillation._adversarial(networks.discriminator, real_features, fake_features, text).backward()
+    sum(distillation._adversarial(networks.discriminator, real_features, fake_features, text)).backward()
     reached = torch.cat([p.grad.flatten() for p in networks.discriminator.parameters()])  # type: ignore[union-attr]
     assert fake.grad is not None and float(fake.grad.abs().sum()) > 0
     assert all(p.grad is None for p in unet.parameters())
     # The discriminator is moved by the hinge alone: the same with the student's side left out.
     networks.discriminator.zero_grad()
     detached = [feature.detach() for feature in fake_features]
-    distillation._adversarial(networks.discriminator, real_features, detached, text).backward()
+    sum(distillation._adversarial(networks.discriminator, real_features, detached, text)).backward()
     again = torch.cat([p.grad.flatten() for p in networks.discriminator.parameters()])  # type: ignore[union-attr]
     torch.testing.assert_close(reached, again)
 
 
-def test_the_teacher_is_asked_with_guidance(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_asked_with_guidance(unet: UNet) -> None:
     teacher, latents = Teacher(unet, ABAR), torch.randn(2, 2, 4, 4)
     times, noise = torch.tensor([300, 700]), torch.randn(2, 2, 4, 4)
     text = (torch.randn(2, 3, 8), torch.randn(2, 16))
-    guided = teacher.estimate(latents, times, noise, text)
+    guided = teacher.estimate(latents, times, noise, text, 3.0)
     noisy = noised(latents, times, noise, ABAR)
     blank = (torch.zeros(2, 3, 8), torch.cat([torch.zeros(2, TEXT), text[1][:, TEXT:]], 1))
     positive, negative = (clean(noisy, times, unet(noisy, times.float(), *lane), ABAR) for lane in (text, blank))
     torch.testing.assert_close(guided, negative + 3.0 * (positive - negative), rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(distillation, "TEACHER_GUIDANCE", 1.0)
-    assert float((teacher.estimate(latents, times, noise, text) - guided).abs().max()) > 0.01
+    assert float((teacher.estimate(latents, times, noise, text, 1.0) - guided).abs().max()) > 0.01
 
 
 def test_the_discriminator_reads_the_text() -> None:
@@ -143,7 +151,6 @@ class PerfectTeacher(UNet):
 
 def test_the_student_learns_to_draw_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "BATCH", 8)
-    monkeypatch.setattr(distillation, "TEACHER_GUIDANCE", 1.0)
     torch.manual_seed(0)
     teacher = PerfectTeacher(UNetSpec.from_config(CONFIG))
     networks = Distillation(UNet(UNetSpec.from_config(CONFIG)), TEXT)
@@ -161,9 +168,9 @@ def test_the_student_learns_to_draw_in_one_step(tmp_path: Path, monkeypatch: pyt
         return float((made - wanted).square().mean())
 
     before = error(networks.student)
-    recipe = Recipe(steps=60, peak_lr=8e-3, final_lr=1e-3, warmup=5, ema=0.9)
-    student = distil(TwoPictures(), teacher, words, networks, tmp_path / "turbo.pt", recipe)  # type: ignore[arg-type]
-    assert error(student) < 0.3 * before
+    course = Course(Recipe(steps=60, peak_lr=8e-3, final_lr=1e-3, warmup=5, ema=0.9), 1.0, 0.05)
+    made = distil(TwoPictures(), teacher, words, networks, tmp_path / "turbo.pt", course)  # type: ignore[arg-type]
+    assert error(made.student) < 0.3 * before
 
 
 def test_a_resumed_run_equals_the_uncut_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +182,9 @@ def test_a_resumed_run_equals_the_uncut_one(tmp_path: Path, monkeypatch: pytest.
             torch.manual_seed(0)
             teacher = UNet(UNetSpec.from_config(CONFIG))
             networks = Distillation(copy.deepcopy(teacher), TEXT)
-            recipe = Recipe(steps=count, peak_lr=1e-3, final_lr=1e-3, warmup=1, decay=0.0)
-            student = distil(TwoPictures(), teacher, words, networks, path, recipe)  # type: ignore[arg-type]
-        return student
+            course = Course(Recipe(steps=count, peak_lr=1e-3, final_lr=1e-3, warmup=1, decay=0.0), 3.0, 0.05)
+            made = distil(TwoPictures(), teacher, words, networks, path, course)  # type: ignore[arg-type]
+        return made.student
 
     uncut, resumed, shorter = run(tmp_path / "a.pt", 4), run(tmp_path / "b.pt", 2, 4), run(tmp_path / "c.pt", 2)
     pairs = list(zip(uncut.parameters(), resumed.parameters(), shorter.parameters(), strict=True))

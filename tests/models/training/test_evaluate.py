@@ -192,6 +192,6 @@ def test_parameters_are_counted_from_the_file(tmp_path: Path) -> None:
 def test_both_stages_are_described_with_their_seeds() -> None:
     first, second = (recipes(distilled=False)[f"{stage} stage"] for stage in ("first", "second"))
     assert (first["concepts"], second["concepts"]) == (142, len(CONCEPTS)) and second["held_out_pairs"] == 48
-    assert "distillation" not in recipes(distilled=False)
-    assert recipes(distilled=True)["distillation"]["teacher_guidance"] > 1.0
+    assert "distillation, learn" not in recipes(distilled=False)
+    assert recipes(distilled=True)["distillation, learn"]["teacher_guidance"] > 1.0
     assert first["seed"] != second["seed"] and second["scenes"] > 0 and "scenes" not in first
