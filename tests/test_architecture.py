@@ -29,6 +29,7 @@ MAX_HISTORY_BYTES = 240 * 2**20  # all versions of all files, uncompressed
 TESTED_ELSEWHERE = {
     "service/errors.py": "names and numbers alone; every refused request in tests/service/api checks them",
     "models/mmdit_blocks.py": "test_mmdit.py in the same folder",
+    "models/spec/rarm.py": "tests/models/test_rarm.py",
     "models/spec/config.py": "the specs beside it, which read everything through it",
     "models/unet_blocks.py": "test_unet.py in the same folder",
     "service/jobs/job.py": "plain data; every test of a store writes and reads it",

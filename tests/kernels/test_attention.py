@@ -34,6 +34,17 @@ def test_the_reference_on_a_case_worked_by_hand() -> None:
     torch.testing.assert_close(attention_reference(query, key, value, heads=1), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_causal_query_sees_no_later_key() -> None:
+    generator = torch.Generator().manual_seed(2)
+    query, key, value = (torch.randn(2, 5, 12, generator=generator, dtype=torch.float64) for _ in range(3))
+    result = attention(query, key, value, 3, causal=True)
+    torch.testing.assert_close(result, attention_reference(query, key, value, 3, causal=True), rtol=1e-12, atol=1e-12)
+    for i in range(5):
+        alone = attention(query[:, i : i + 1], key[:, : i + 1], value[:, : i + 1], 3)
+        torch.testing.assert_close(result[:, i : i + 1], alone, rtol=1e-12, atol=1e-12)
+    assert float((result - attention(query, key, value, 3)).abs().max()) > 0.1
+
+
 def test_heads_are_independent_groups_of_channels() -> None:
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(2, 6, 12, generator=generator, dtype=torch.float64) for _ in range(3))
