@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from models.spec.model import ModelSpec
-from service.api.resolve import find_model, resolve
+from service.api.resolve import find_model, resolve, schedulers
 from service.api.schema import JobRequest
 from service.errors import InvalidRequest, UnknownModel
 
@@ -34,6 +34,13 @@ def test_a_plan_that_cannot_be_is_refused_before_it_is_queued(models: dict[str, 
     assert resolve(JobRequest(prompt="x", scheduler="lcm", num_inference_steps=50), models).scheduler == "lcm"
     with pytest.raises(InvalidRequest, match="lcm.*51 steps"):
         resolve(JobRequest(prompt="x", scheduler="lcm", num_inference_steps=51), models)
+
+
+def test_plms_is_not_offered_where_it_draws_nonsense(models: dict[str, ModelSpec]) -> None:
+    name = next(iter(models))
+    config = {**models[name].scheduler_config, "prediction_type": "v_prediction"}
+    assert "plms" in schedulers(replace(models[name], scheduler_config=config))
+    assert "plms" not in schedulers(replace(models[name], scheduler_config={**config, "rescale_betas_zero_snr": True}))
 
 
 def test_a_model_of_another_task_is_refused(models: dict[str, ModelSpec]) -> None:
