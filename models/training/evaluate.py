@@ -40,6 +40,7 @@ from models.training.sheets import contact_sheet, prompt_sheet, save_png, write_
 from models.weights import load_vae
 
 ROWS = 16  # pictures in flight at once
+JUDGE_STEPS = 6000
 SHEET_CONCEPTS = 120
 SHEET_SCENES = 12  # of each kind
 SHEET_BYTES = 1536 * 1024
@@ -176,7 +177,6 @@ def main(
     artwork: Path = typer.Option(..., help="Where the artwork is, or is to be downloaded to (needs npm)."),
     out: Path = typer.Option(..., help="Folder for README.md, evaluation.json and the sheets; ../NOTICE beside it."),
     judge: Path | None = typer.Option(None, help="The judge's file; trained, and kept there, when it is missing."),
-    judge_steps: int = typer.Option(6000, help="Steps to train a judge for."),
     per_pair: int = typer.Option(2, min=1, help="Pictures of each concept in each style."),
     first_seed: int = typer.Option(0, min=0, help="Seed of the first picture; the others count up."),
     first: int | None = typer.Option(None, min=2, help="Only so many concepts, for a trial."),
@@ -187,7 +187,7 @@ def main(
     """Measure a model, write its card, and fail when a control is not at chance."""
     download(artwork)
     drawings = render(artwork)
-    full_judge = ready_judge(judge, drawings, judge_steps)
+    full_judge = ready_judge(judge, drawings, JUDGE_STEPS)
     real = real_accuracy(full_judge, drawings)
     concepts = by_slug(list(kept_concepts(real)[:first]))
     slugs = [concept.slug for concept in concepts]

@@ -139,3 +139,23 @@ def in_fp64(published: nn.Module) -> nn.Module:
 
 def _features(values: Tensor, dim: int) -> Tensor:
     return fourier_features(values.double(), dim)
+
+
+SMALL_SDXL = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [32, 64, 96],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2, 3],
+    "attention_head_dim": [2, 4, 6],
+    "cross_attention_dim": 48,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+    "use_linear_projection": True,
+}
+"""A small config of SDXL's form, as a folder holds it."""

@@ -11,24 +11,8 @@ import pytest
 from models.spec.model import ModelSpec, find_models
 from models.spec.unet import UNetSpec, read_unet_spec
 from models.spec.vae import read_vae_spec
+from tests.support.published_unets import SMALL_SDXL as UNET
 
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [32, 64, 96],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 3],
-    "attention_head_dim": [2, 4, 6],
-    "cross_attention_dim": 48,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 80,
-    "use_linear_projection": True,
-}
 VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 16, 16], "norm_num_groups": 4, "sample_size": 64}
 
 

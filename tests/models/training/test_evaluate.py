@@ -87,7 +87,6 @@ def run(out: Path, **options: Any) -> dict[str, Any]:
     """The report of an evaluation."""
     defaults = {
         "judge": None,
-        "judge_steps": 1,
         "per_pair": 2,
         "first_seed": 0,
         "first": None,

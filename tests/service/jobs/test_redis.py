@@ -43,6 +43,8 @@ def lost(told: list[Job], store: RedisStore) -> list[Job]:
 
 def test_it_has_every_verb(tmp_path: Path) -> None:
     store: JobStore = RedisStore(server("everysec").url, namespace=str(tmp_path))  # mypy compares the signatures
+    verbs = {name for name in vars(JobStore) if not name.startswith("_")}
+    assert {"submit", "claim", "complete"} <= verbs <= set(dir(store))
     store.close()
 
 
