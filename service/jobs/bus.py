@@ -13,22 +13,25 @@ from pydantic import TypeAdapter, ValidationError
 from service.jobs.bus_local import LocalTransport
 
 MAX_EVENT_BYTES = 32 * 1024
-"""Room for a preview; every transport carries it in one piece."""
+"""Every transport carries it in one piece."""
 PROGRESS_EVERY_S = 0.5
-"""The pause between two reports of one kind on one job that a worker's bus should keep."""
+"""The pause between two reports on one job that a worker's bus should keep."""
 _REMEMBERED = 1024  # jobs whose last report is known; the end of one may come from elsewhere, so the oldest make room
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: a job was submitted (``job`` may be absent), cancelled, finished in any way, has done ``step`` of
-    its ``steps``, or looks like ``picture`` (a small file in base64) by then."""
+    """What happened: a job was submitted (``job`` may be absent), cancelled, finished in any way, or has done ``step``
+    of its ``steps``. With type ``preview``, its picture ``index`` looks by then as the artifact ``preview`` shows, which
+    is number ``part`` of those its request asked for, counted from 0."""
 
     type: Literal["submitted", "cancelled", "progress", "preview", "finished"]
     job: str | None = None
     step: int | None = None
     steps: int | None = None
-    picture: str | None = None
+    index: int | None = None
+    part: int | None = None
+    preview: str | None = None
 
 
 _EVENT = TypeAdapter(Event)
@@ -60,7 +63,7 @@ class Bus:
     Args:
         address: a folder for the processes of one machine (created when missing), or the URL of a Redis server for
             several machines: what is told at one address is heard by all who have the same.
-        progress_every_s: progress and previews of a job that follow the last one of their kind sooner are dropped.
+        progress_every_s: progress of a job that follows the last report of it sooner is dropped.
 
     Raises:
         ValueError: the folder's path is too long for a socket, and there is no /proc to shorten it.
@@ -69,7 +72,7 @@ class Bus:
     def __init__(self, address: Path | str, progress_every_s: float = 0.0) -> None:
         self._transport = _open(address)
         self._every_s = progress_every_s
-        self._reported: OrderedDict[tuple[str, str | None], float] = OrderedDict()
+        self._reported: OrderedDict[str | None, float] = OrderedDict()
 
     def publish(self, event: Event) -> None:
         """Tell every other process, without waiting.
@@ -79,7 +82,7 @@ class Bus:
         Raises:
             ValueError: the event has more than 32 KiB.
         """
-        if event.type in ("progress", "preview") and self._too_soon(event):
+        if event.type == "progress" and self._too_soon(event):
             return
         data = _EVENT.dump_json(event, exclude_none=True)
         if len(data) > MAX_EVENT_BYTES:
@@ -106,7 +109,7 @@ class Bus:
 
     def _too_soon(self, event: Event) -> bool:
         # Two threads that report on one job in the same instant may both pass, which does no harm.
-        now, key = time.monotonic(), (event.type, event.job)
+        now, key = time.monotonic(), event.job
         if now - self._reported.get(key, -self._every_s) < self._every_s:
             return True
         self._reported[key] = now

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class JobState(StrEnum):
@@ -36,29 +36,130 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TextToImage(_Frozen):
-    """A text-to-image request with every default filled in, so that it means the same on any worker and any day."""
+class Adapter(_Frozen):
+    """One low-rank adaptation (LoRA) of a request, from the server's own folder of adapters."""
 
-    task: Literal["text-to-image"] = "text-to-image"
+    name: str
+    scale: float = 1.0
+
+
+class _Generation(_Frozen):
+    """What every request says, with every default filled in, so that it means the same on any worker and any day."""
+
     model: str
-    prompt: str
-    negative_prompt: str = ""
+    prompt: str = ""
+    """Written into the file also where the model takes no text."""
     width: int
     height: int
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
     seed: int
-    """Seed of the first picture; picture i uses seed + i."""
+    """Seed of the first row; row i uses seed + i."""
     n: int = 1
+    """Pictures or clips; each is a row."""
     deterministic: bool = True
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    loras: tuple[Adapter, ...] = ()
     output_compression: int = 100
     """Quality of jpeg and webp, 1 to 100."""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the artifacts that the request begins from; they live as long as its job."""
+        return ()
+
+
+class _Picture(_Generation):
+    """What every request for pictures says."""
+
+    negative_prompt: str = ""
+    fast_decoder: bool = False
+    """Decode with the model's small decoder, where it has one."""
+    partial_images: int = 0
+    """Pictures shown while a row is on its way, at most so many and evenly spread over its steps."""
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+
+
+class TextToImage(_Picture):
+    """Pictures from a prompt."""
+
+    task: Literal["text-to-image"] = "text-to-image"
+
+
+class ImageToImage(_Picture):
+    """Pictures from a prompt and a picture (SDEdit, Meng et al. 2022)."""
+
+    task: Literal["image-to-image"] = "image-to-image"
+    image: str
+    """Artifact: a png of ``width`` x ``height``."""
+    strength: float
+    """How much of the way from the picture to noise the row begins, above 0 and at most 1."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The picture."""
+        return (self.image,)
+
+
+class Inpainting(_Picture):
+    """Pictures from a prompt, a picture and a mask of what may change in it."""
+
+    task: Literal["inpainting"] = "inpainting"
+    image: str
+    """Artifact: a png of ``width`` x ``height``."""
+    mask: str
+    """Artifact: a grey png of ``width`` x ``height``, white where the row may paint."""
+    strength: float = 1.0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The picture and the mask."""
+        return (self.image, self.mask)
+
+
+class ImageToVideo(_Generation):
+    """A clip from a picture (Blattmann et al. 2023)."""
+
+    task: Literal["image-to-video"] = "image-to-video"
+    image: str
+    """Artifact: a png of ``width`` x ``height``, the first frame."""
+    frames: int
+    """Frames of one pass of the model."""
+    segments: int = 1
+    """Passes; each begins from the last frame of the one before, which is not repeated in the clip."""
+    fps: int
+    """Frames a second, of the file and as the model is told."""
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    min_guidance_scale: float = 1.0
+    """Guidance of the first frame; it grows to ``guidance_scale`` on the last."""
+    decode_chunk_size: int | None = None
+    """Frames decoded together: a setting of memory, and of quality. None: the model's own."""
+    output_format: Literal["mp4"] = "mp4"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The picture."""
+        return (self.image,)
+
+
+Task = Literal["text-to-image", "image-to-image", "inpainting", "image-to-video"]
+PictureRequest = TextToImage | ImageToImage | Inpainting
+Request = Annotated[PictureRequest | ImageToVideo, Field(discriminator="task")]
+REQUEST: TypeAdapter[PictureRequest | ImageToVideo] = TypeAdapter(Request)
+"""Reads any request from JSON."""
+
+
+class Variant(_Frozen):
+    """Another file made of the same result: a clip's thumbnail or spritesheet."""
+
+    name: str
+    content_sha256: str
+    media_type: str
+
 
 class Result(_Frozen):
-    """One finished picture."""
+    """One finished picture or clip."""
 
     content_sha256: str
     """Name of the bytes in the artifact store, and their hash."""
@@ -66,6 +167,12 @@ class Result(_Frozen):
     seed: int
     numerics_id: str
     """What the bytes depend on beside the request: back end, precision, tables, device class, invariance class."""
+    variants: tuple[Variant, ...] = ()
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Names of all its files."""
+        return (self.content_sha256, *(variant.content_sha256 for variant in self.variants))
 
 
 class JobError(_Frozen):
@@ -79,7 +186,7 @@ class Job(_Frozen):
     """A job as the store knows it. Times are Unix seconds."""
 
     id: str
-    request: TextToImage
+    request: Request
     state: JobState
     created_at: float
     started_at: float | None = None

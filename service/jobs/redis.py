@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from service.errors import QueueFull, Unavailable, UnknownJob
 from service.jobs import redis_scripts as scripts
-from service.jobs.job import Job, JobError, JobState, Lease, Priority, Result, TextToImage
+from service.jobs.job import REQUEST, Job, JobError, JobState, Lease, Priority, Request, Result
 from service.jobs.redis_keys import prefix
 from service.jobs.store import (
     HEAD_START_S,
@@ -84,7 +84,7 @@ class RedisStore:
 
     def submit(
         self,
-        request: TextToImage,
+        request: Request,
         idempotency_key: str | None = None,
         *,
         priority: Priority = Priority.STANDARD,
@@ -257,7 +257,7 @@ def _job(flat: Sequence[str]) -> Job:
     times = {name: int(fields[name]) / 1e6 for name in ("created", "deadline", "started", "finished") if name in fields}
     return Job(
         id=fields["id"],
-        request=TextToImage.model_validate_json(fields["request"]),
+        request=REQUEST.validate_json(fields["request"]),
         state=JobState(fields["state"]),
         created_at=times["created"],
         started_at=times.get("started"),

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from service.errors import QueueFull, UnknownJob
 from service.jobs import sqlite_rows as rows
-from service.jobs.job import Job, JobError, JobState, Lease, Priority, Result, TextToImage
+from service.jobs.job import Job, JobError, JobState, Lease, Priority, Request, Result
 from service.jobs.sqlite_file import connect
 from service.jobs.sqlite_writer import Writer, public
 from service.jobs.store import (
@@ -68,7 +68,7 @@ class SQLiteStore:
 
     def submit(
         self,
-        request: TextToImage,
+        request: Request,
         idempotency_key: str | None = None,
         *,
         priority: Priority = Priority.STANDARD,

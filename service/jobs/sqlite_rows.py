@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from service.jobs.job import Job, JobError, JobState, Priority, Result, TextToImage
+from service.jobs.job import REQUEST, Job, JobError, JobState, Priority, Result
 from service.jobs.store import HEAD_START_S, ClassStats, Pruned, QueueStats
 
 COLUMNS = ", ".join(Job.model_fields)
@@ -51,7 +51,7 @@ def jobs(cursor: sqlite3.Cursor) -> list[Job]:
     found = []
     for row in cursor.fetchall():
         fields = dict(zip(Job.model_fields, row, strict=True))
-        fields["request"] = TextToImage.model_validate_json(fields["request"])
+        fields["request"] = REQUEST.validate_json(fields["request"])
         fields["results"] = _RESULTS.validate_json(fields["results"])
         if fields["error"] is not None:
             fields["error"] = JobError.model_validate_json(fields["error"])

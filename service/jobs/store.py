@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.errors import IdempotencyConflict
-from service.jobs.job import Job, JobError, JobState, Lease, Priority, Result, TextToImage
+from service.jobs.job import REQUEST, Job, JobError, JobState, Lease, Priority, Request, Result
 
 MAX_ATTEMPTS = 3
 """A job that was claimed this often and never ended has taken its workers with it: it fails as ``worker_lost``."""
@@ -63,7 +63,7 @@ class JobStore(Protocol):
 
     def submit(
         self,
-        request: TextToImage,
+        request: Request,
         idempotency_key: str | None = None,
         *,
         priority: Priority = Priority.STANDARD,
@@ -137,14 +137,14 @@ class JobStore(Protocol):
         """Release files and connections; closing twice is fine."""
 
 
-def request_json(request: TextToImage) -> str:
+def request_json(request: Request) -> str:
     """The request as it is stored.
 
     Raises:
         ValueError: it would not come back from there (JSON has no infinity), and would break every claim.
     """
     text = request.model_dump_json()
-    TextToImage.model_validate_json(text)
+    REQUEST.validate_json(text)
     return text
 
 
@@ -158,7 +158,7 @@ def check_deadline(deadline_s: float | None) -> None:
         raise ValueError(f"deadline_s is {deadline_s}; it must be a number of seconds above 0")
 
 
-def check_repeated(first: Job, key: str, request: TextToImage, priority: Priority, deadline_s: float | None) -> None:
+def check_repeated(first: Job, key: str, request: Request, priority: Priority, deadline_s: float | None) -> None:
     """Refuse a repeated key unless everything else is repeated too.
 
     Raises:

@@ -69,7 +69,7 @@ def test_every_other_process_gets_every_event(join: Join) -> None:
         Event("submitted"),
         Event("cancelled", job="j – é"),
         Event("progress", job="j", step=0, steps=30),
-        Event("preview", job="j", step=1, steps=30, picture="iVBORw0KGgo=" * 1000),
+        Event("preview", job="j", step=1, steps=30, index=0, part=2, preview="ab" * 32),
         Event("finished", job="j"),
     ]
     for event in events:
@@ -105,7 +105,7 @@ bus.close()
 
 def test_an_event_that_is_too_long_is_refused(join: Join) -> None:
     with pytest.raises(ValueError, match="32768"):
-        join().publish(Event("preview", job="j", picture="A" * 40_000))
+        join().publish(Event("preview", job="j", preview="A" * 40_000))
 
 
 def test_reports_are_limited_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
