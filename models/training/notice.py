@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from models.training.animations import ANIMATIONS
 from models.training.artwork import PACKAGES, Package
 
 CREDITS = {  # package: the work, who made it, where it lives
@@ -17,6 +18,10 @@ CREDITS = {  # package: the work, who made it, where it lives
     "@iconify-json/emojione": ("EmojiTwo", "EmojiTwo and EmojiOne contributors", "github.com/EmojiTwo/emojitwo"),
     "@iconify-json/fxemoji": ("FxEmoji", "2015 Mozilla Foundation", "github.com/mozilla/fxemoji"),
     "@iconify-json/fluent-emoji": ("Fluent Emoji", "Microsoft Corporation", "github.com/microsoft/fluentui-emoji"),
+}
+CREDITS |= {
+    package.name: ("Fluent Emoji Animated", "Microsoft Corporation", "github.com/microsoft/fluentui-emoji-animated")
+    for package in ANIMATIONS
 }
 LICENCES = {
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
@@ -40,16 +45,17 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 NOTICE_INTRO = """\
 The models in this folder were trained on these works. The drawings were rendered to small pictures, moved, mirrored and
 laid on colours; the contact sheets beside the models show some of them, reduced. Their makers do not endorse the
-models. The autoencoders saw all drawings listed here, the text-to-image models only the styles that their cards name.
+models. The autoencoders saw all drawings listed here, the other networks only the styles that their cards name.
 """
 
 
-def notice(packages: Sequence[Package] = PACKAGES) -> str:
+def notice(packages: Sequence[Package] = (*PACKAGES, *ANIMATIONS)) -> str:
     """The attribution that goes with the weights. Raises KeyError for a package that CREDITS does not know."""
     parts = [NOTICE_INTRO]
     for package in packages:
         work, maker, home = CREDITS[package.name]
         use = f"drawings, style {package.style}" if package.style else "words"
+        use = "motion" if package in ANIMATIONS else use
         parts += [f"{work} ({use})", f"  Copyright {maker}; https://{home}"]
         parts += [f"  {package.licence}, {LICENCES[package.licence]}"]
         parts += [f"  from the npm package {package.name} {package.version}"]
