@@ -17,6 +17,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.backend import may_run, takes_kernel
+from kernels.custom_op import custom_op, like_first
+from kernels.language import jit, tl
+from kernels.launch import Launch, Plan, Tile, cdiv, planned_for
+from kernels.tiles import TileTable
+
+TILES = TileTable(
+    "solver_step",
+    candidates={"all": (Tile({"BLOCK": 512}, 4), Tile({"BLOCK": 1024}, 4), Tile({"BLOCK": 256}, 4))},
+    interpreted={"all": Tile({"BLOCK": 64}, 4)},
+)
+
 
 def solver_step_reference(
     state: Tensor,
@@ -54,6 +66,130 @@ def guidance_rescale_reference(guided: Tensor, positive: Tensor, phi: Tensor) ->
     return phi * (guided * ratio) + (1.0 - phi) * guided
 
 
+@jit
+def solver_step_kernel(
+    state_ptr: tl.tensor,  # [B, S, N] fp32, contiguous, as everything here
+    outputs_ptr: tl.tensor,  # [B, L, N]
+    weights_ptr: tl.tensor,  # [B, L, frames] fp32
+    c_skip_ptr: tl.tensor,  # [B] fp32
+    c_out_ptr: tl.tensor,  # [B] fp32
+    a_ptr: tl.tensor,  # [B, S, S] fp32
+    b_ptr: tl.tensor,  # [B, S] fp32
+    s_ptr: tl.tensor,  # [B] fp32
+    noise_ptr: tl.tensor,  # [B, N]
+    result_ptr: tl.tensor,  # [B, S, N] fp32
+    elements: tl.tensor,  # N
+    frames: tl.tensor,  # N / frames elements have one weight
+    SLOTS: tl.constexpr,  # S
+    LANES: tl.constexpr,  # L
+    BLOCK: tl.constexpr,
+) -> None:
+    """BLOCK elements of one row: every product and sum of an element in the order of the torch function."""
+    row = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < elements
+    frame = at // (elements // frames)
+    guided = tl.zeros([BLOCK], tl.float32)
+    for lane in tl.static_range(LANES):
+        output = tl.load(outputs_ptr + (row * LANES + lane) * elements + at, mask=inside, other=0.0).to(tl.float32)
+        guided += tl.load(weights_ptr + (row * LANES + lane) * frames + frame, mask=inside, other=0.0) * output
+    old = state_ptr + row * SLOTS * elements + at
+    denoised = tl.load(c_skip_ptr + row) * tl.load(old, mask=inside, other=0.0) + tl.load(c_out_ptr + row) * guided
+    for i in tl.static_range(SLOTS):
+        new = tl.zeros([BLOCK], tl.float32)
+        for j in tl.static_range(SLOTS):
+            weight = tl.load(a_ptr + (row * SLOTS + i) * SLOTS + j)
+            new += weight * tl.load(old + j * elements, mask=inside, other=0.0)
+        new += tl.load(b_ptr + row * SLOTS + i) * denoised
+        if i == 0:
+            noise = tl.load(noise_ptr + row * elements + at, mask=inside, other=0.0).to(tl.float32)
+            new += tl.load(s_ptr + row) * noise
+        tl.store(result_ptr + (row * SLOTS + i) * elements + at, new, mask=inside)
+
+
+def plan_solver_step(
+    state: Tensor,
+    outputs: Tensor,
+    weights: Tensor,
+    c_skip: Tensor,
+    c_out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor,
+    noise: Tensor,
+    architecture: int,
+) -> Plan:
+    """The launch. Shapes as in :func:`solver_step`; copies what is not contiguous, and numbers that are not fp32."""
+    tile = TILES.tile("all", architecture)
+    rows, slots = state.shape[:2]
+    result = state.new_empty(state.shape)
+    elements = noise[0].numel()
+    weights = weights.reshape(*outputs.shape[:2], -1)
+    numbers = {"weights": weights, "c_skip": c_skip, "c_out": c_out, "a": a, "b": b, "s": s}
+    tensors = {"state": state, "outputs": outputs, "noise": noise}
+    arguments = {
+        **{f"{name}_ptr": tensor.contiguous() for name, tensor in tensors.items()},
+        **{f"{name}_ptr": tensor.to(torch.float32).contiguous() for name, tensor in numbers.items()},
+        "result_ptr": result, "elements": elements, "frames": weights.shape[2], "SLOTS": slots,
+        "LANES": outputs.shape[1],
+    }  # fmt: skip
+    return Plan(result, (Launch(solver_step_kernel, (cdiv(elements, tile.sizes["BLOCK"]), rows), arguments, tile),))
+
+
+def launch_solver_step(
+    state: Tensor,
+    outputs: Tensor,
+    weights: Tensor,
+    c_skip: Tensor,
+    c_out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    s: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """:func:`solver_step` by the kernel."""
+    return plan_solver_step(state, outputs, weights, c_skip, c_out, a, b, s, noise, planned_for(state)).run()
+
+
+def torch_solver_step(
+    state: Tensor,  # [B, K+1, C, *spatial] or [B, K+1, T, C, *spatial], fp32 or fp64
+    outputs: Tensor,  # [B, L, C, *spatial] or [B, L, T, C, *spatial]
+    weights: Tensor,  # [B, L] or [B, L, T]
+    c_skip: Tensor,  # [B]
+    c_out: Tensor,  # [B]
+    a: Tensor,  # [B, K+1, K+1]
+    b: Tensor,  # [B, K+1]
+    s: Tensor,  # [B]
+    noise: Tensor,  # as one slot of the state
+) -> Tensor:
+    """:func:`solver_step` in torch's operators.
+
+    Only products and sums of elements, in a fixed order: a matmul or einsum over L or K would be shorter, but picks its
+    order of summation by the batch size.
+    """
+    slots = state.shape[1]
+
+    def per_row(coefficient: Tensor) -> Tensor:
+        """[B, ...] -> [B, ..., 1, ...], to broadcast over frames, channels and space."""
+        ones = (1,) * (state.dim() - 2)
+        return coefficient.to(state.dtype).reshape(*coefficient.shape, *ones)
+
+    guided = mix_lanes(outputs.to(state.dtype), weights)
+    a, b = per_row(a), per_row(b)
+    denoised = per_row(c_skip) * state[:, 0] + per_row(c_out) * guided
+    # Slot j of the old state into every slot of the new, [B, K+1, ...]. A sum that begins at +0 is never -0, so slots
+    # and lanes of padding, which add a zero of either sign, change no bit.
+    result = 0.0 + a[:, :, 0] * state[:, :1]
+    for j in range(1, slots):
+        result = result + a[:, :, j] * state[:, j : j + 1]
+    result = result + b * denoised[:, None]
+    result[:, 0] += per_row(s) * noise.to(state.dtype)
+    return result
+
+
+_solver_step = custom_op("solver_step", launch_solver_step, torch_solver_step, like_first)
+
+
 def solver_step(
     state: Tensor,  # [B, K+1, C, *spatial] or [B, K+1, T, C, *spatial], fp32 or fp64
     outputs: Tensor,  # [B, L, C, *spatial] or [B, L, T, C, *spatial]
@@ -67,33 +203,17 @@ def solver_step(
 ) -> Tensor:
     """The state after the step, computed in the dtype of ``state`` and of its shape.
 
-    A row's result has the same bits in every batch: only products and sums of elements, in a fixed order. A matmul or
-    einsum over L or K would be shorter, but picks its order of summation by the batch size. Equal weights for all
-    frames give the bits of one weight.
+    A row's result has the same bits in every batch. Equal weights for all frames give the bits of one weight.
     """
     rows, slots = state.shape[:2]
     assert state.dtype in (torch.float32, torch.float64), state.dtype
-    assert noise.shape == (rows, *state.shape[2:]), (noise.shape, state.shape)
+    assert outputs.shape[2:] == noise.shape[1:] and noise.shape == (rows, *state.shape[2:]), (noise.shape, state.shape)
     assert c_skip.shape == c_out.shape == s.shape == (rows,)
     assert a.shape == (rows, slots, slots) and b.shape == (rows, slots)
-
-    def per_row(coefficient: Tensor) -> Tensor:
-        """[B, ...] -> [B, ..., 1, ...], to broadcast over frames, channels and space."""
-        ones = (1,) * (state.dim() - 2)
-        return coefficient.to(state.dtype).reshape(*coefficient.shape, *ones)
-
-    guided = mix_lanes(outputs.to(state.dtype), weights)
-    assert guided.shape == noise.shape, (outputs.shape, state.shape)
-    a, b = per_row(a), per_row(b)
-    denoised = per_row(c_skip) * state[:, 0] + per_row(c_out) * guided
-    # Slot j of the old state into every slot of the new, [B, K+1, ...]. A sum that begins at +0 is never -0, so slots
-    # and lanes of padding, which add a zero of either sign, change no bit.
-    result = 0.0 + a[:, :, 0] * state[:, :1]
-    for j in range(1, slots):
-        result = result + a[:, :, j] * state[:, j : j + 1]
-    result = result + b * denoised[:, None]
-    result[:, 0] += per_row(s) * noise.to(state.dtype)
-    return result
+    inputs = (state, outputs, weights, c_skip, c_out, a, b, s, noise)
+    if may_run(state) and takes_kernel(TILES, "all", inputs):
+        return _solver_step(*inputs)
+    return torch_solver_step(*inputs)
 
 
 def mix_lanes(

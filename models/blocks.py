@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.attention import attention
 from kernels.geglu import geglu
-from kernels.group_norm_silu import group_norm_silu
+from kernels.group_norm_silu import group_norm, group_norm_silu
 
 
 class ResnetBlock(nn.Module):
@@ -163,7 +163,9 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, C, H, W], context [B, N, context_dim] -> [B, C, H, W]."""
         batch, channels, height, width = x.shape
-        h = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        norm = self.norm
+        h = group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        h = h.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h, context)

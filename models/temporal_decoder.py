@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kernels.blend import blend
 from kernels.group_norm_silu import group_norm_silu
 from kernels.temporal_conv import temporal_conv
 from models.blocks import ResnetBlock, Upsample
@@ -150,7 +149,7 @@ class SpatioTemporalResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, Cin, H, W] -> [B, T, Cout, H, W]."""
         spatial = per_frame(self.spatial_res_block, x)
-        return self.time_mixer(spatial, self.temporal_res_block(spatial))
+        return self.temporal_res_block(spatial, share=self.time_mixer.temporal_share())
 
 
 class SwitchedMixer(Mixer):
@@ -158,4 +157,8 @@ class SwitchedMixer(Mixer):
 
     def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         """Two tensors of one shape -> 1 - alpha of the first and alpha of the second."""
-        return blend(spatial, temporal, torch.sigmoid(-self.mix_factor))
+        return super().forward(temporal, spatial)
+
+    def temporal_share(self) -> Tensor:
+        """alpha, [1]."""
+        return torch.sigmoid(self.mix_factor)

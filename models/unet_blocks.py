@@ -51,7 +51,7 @@ class UpBlock(nn.Module):
     def forward(self, h: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
         """Takes its skips from the end of ``skips``; upsamples to the size of the next one."""
         for i, resnet in enumerate(self.resnets):
-            h = resnet(torch.cat([h, skips.pop()], dim=-3), time)
+            h = resnet(_behind(h, skips.pop()), time)
             if self.attentions:
                 h = self.attentions[i](h, context)
         for upsample in self.upsamplers:
@@ -72,6 +72,13 @@ class MidBlock(nn.Module):
         for attention in self.attentions:
             h = attention(h, context)
         return self.resnets[1](h, time)
+
+
+def _behind(h: Tensor, skip: Tensor) -> Tensor:
+    """Both, channels behind channels. Of five axes torch.cat would not keep a channels-last order of memory."""
+    if h.dim() == 4:
+        return torch.cat([h, skip], dim=1)
+    return torch.cat([h.flatten(0, 1), skip.flatten(0, 1)], dim=1).unflatten(0, h.shape[:2])
 
 
 def down_blocks(spec: UNetSpec, time_dim: int) -> list[DownBlock]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kernels.group_norm_silu import group_norm_silu
+from kernels.group_norm_silu import group_norm, group_norm_silu
 from models.blocks import Attention, Downsample, ResnetBlock, Upsample
 from models.spec.vae import AutoencoderSpec, ConvAutoencoderSpec, VAESpec
 
@@ -216,7 +216,8 @@ class PixelAttention(Attention):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         batch, channels, height, width = x.shape
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        norm = self.group_norm
+        tokens = group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps).flatten(2).transpose(1, 2)
         out = super().forward(tokens, context)
         return x + out.transpose(1, 2).reshape(batch, channels, height, width)
 

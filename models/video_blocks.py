@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kernels.blend import blend
-from kernels.group_norm_silu import frames_group_norm_silu
+from kernels.group_norm_silu import group_norm
 from kernels.temporal_attention import temporal_attention
-from kernels.temporal_conv import temporal_conv
+from kernels.temporal_resnet import NormedConv, temporal_resnet
 from models.blocks import (
     Attention,
     FeedForward,
@@ -63,6 +63,10 @@ class Mixer(nn.Module):
         """Two tensors of one shape -> alpha of the first and 1 - alpha of the second."""
         return blend(spatial, temporal, torch.sigmoid(self.mix_factor))
 
+    def temporal_share(self) -> Tensor:
+        """1 - alpha, [1]."""
+        return torch.sigmoid(-self.mix_factor)
+
 
 class TemporalResnetBlock(nn.Module):
     """Two convolutions over three frames behind GroupNorm over the clip and SiLU, with a residual; the time embedding
@@ -76,14 +80,17 @@ class TemporalResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x [B, T, C, H, W], time [B, T, time_dim] after its SiLU -> [B, T, C, H, W]."""
-        h = _norm_silu_conv(self.norm1, self.conv1, x)
+    def forward(self, x: Tensor, time: Tensor | None = None, share: Tensor | None = None) -> Tensor:
+        """x [B, T, C, H, W], time [B, T, time_dim] after its SiLU -> [B, T, C, H, W]; with ``share`` [1] that share of
+        it, mixed with ``x``."""
+        embedding = None
         if self.time_emb_proj is not None:
             if time is None:
                 raise ValueError("this block needs a time embedding. This is a bug.")
-            h = h + self.time_emb_proj(time)[..., None, None]
-        return x + _norm_silu_conv(self.norm2, self.conv2, h)
+            embedding = self.time_emb_proj(time)
+        share = x.new_ones(1) if share is None else share
+        first, second = _normed_conv(self.norm1, self.conv1), _normed_conv(self.norm2, self.conv2)
+        return temporal_resnet(x, first, second, embedding, share, self.norm1.num_groups, self.norm1.eps)
 
 
 class VideoResnetBlock(nn.Module):
@@ -98,7 +105,7 @@ class VideoResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, T, Cin, H, W], time [B, T, time_dim] after its SiLU -> [B, T, Cout, H, W]."""
         spatial = self.spatial_res_block(x.flatten(0, 1), time.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return self.time_mixer(spatial, self.temporal_res_block(spatial, time))
+        return self.temporal_res_block(spatial, time, self.time_mixer.temporal_share())
 
 
 class TemporalAttention(Attention):
@@ -158,7 +165,8 @@ class VideoTransformer(nn.Module):
         """[B, T, C, H, W] -> [B, T, C, H, W]."""
         batch, frames, channels, height, width = x.shape
         positions = self.time_pos_embed(context.positions[channels])[:, None]
-        pixels = self.norm(x.flatten(0, 1)).permute(0, 2, 3, 1)
+        norm = self.norm
+        pixels = group_norm(x.flatten(0, 1), norm.weight, norm.bias, norm.num_groups, norm.eps).permute(0, 2, 3, 1)
         h = self.proj_in(pixels.reshape(batch, frames * height * width, channels))
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             h = spatial(h, context.tokens, frames).view(batch, frames, height * width, channels)
@@ -167,6 +175,6 @@ class VideoTransformer(nn.Module):
         return x + h.view(batch, frames, height, width, channels).permute(0, 1, 4, 2, 3)
 
 
-def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv3d, x: Tensor) -> Tensor:
-    h = frames_group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
-    return temporal_conv(h, conv.weight, conv.bias)
+def _normed_conv(norm: nn.GroupNorm, conv: nn.Conv3d) -> NormedConv:
+    assert conv.bias is not None
+    return NormedConv(norm.weight, norm.bias, conv.weight, conv.bias)

@@ -1,0 +1,126 @@
+"""Which implementation an op runs: its Triton kernel, or torch's own operators.
+
+CPU tensors always take torch, and so does whatever needs gradients: the kernels have none. For CUDA tensors each op has
+a switch. ``auto`` runs what was measured to be faster on that architecture and shape; where nothing was measured, the
+kernel, except for ops that a vendor's library has too. ``triton`` and ``torch`` say which, and an input that the kernel
+does not take is then an error, never another path. Every choice that is made is logged once and listed by ``chosen``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from kernels.language import HAS_TRITON, INTERPRETED
+from kernels.launch import architecture
+from kernels.tiles import TileTable
+
+logger = logging.getLogger(__name__)
+
+OPS = (
+    "attention", "blend", "gated_residual", "geglu", "group_norm", "modulate", "rms_norm", "solver_step",
+    "temporal_attention", "temporal_conv", "temporal_resnet",
+)  # fmt: skip
+BACKENDS = ("auto", "triton", "torch")
+UNMEASURED = {"attention": "torch", "temporal_conv": "torch"}
+"""What ``auto`` takes before anything was measured, where it is not the kernel."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_selected: dict[str, str] = {}
+_chosen: set[tuple[str, str]] = set()
+
+
+def select(backends: Mapping[str, str]) -> None:
+    """Set the switch of these ops, for the whole process; ops that are not named stay as they are.
+
+    Raises:
+        ValueError: an op or a backend that there is none of.
+    """
+    for op, backend in backends.items():
+        if op not in OPS:
+            raise ValueError(f"kernel {op!r}: expected one of {', '.join(OPS)}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend of kernel {op}={backend!r}: expected one of {', '.join(BACKENDS)}")
+    _selected.update(backends)
+
+
+@contextmanager
+def selected(backends: Mapping[str, str]) -> Iterator[None]:
+    """The same within a block: for tests and benchmarks, which compare the two."""
+    before = dict(_selected)
+    select(backends)
+    try:
+        yield
+    finally:
+        _selected.clear()
+        _selected.update(before)
+
+
+def chosen() -> tuple[tuple[str, str], ...]:
+    """(op, ``triton`` or ``torch``) of every choice made so far for CUDA tensors, sorted."""
+    return tuple(sorted(_chosen))
+
+
+def may_run(tensor: Tensor) -> bool:
+    """Whether kernels run where the tensor is. Ask this first: the rest reads shapes, which export would then fix."""
+    return tensor.is_cuda or INTERPRETED
+
+
+def takes_kernel(table: TileTable, shape_class: str, inputs: tuple[Tensor | None, ...], unfit: str = "") -> bool:
+    """Whether an op runs its kernel on these inputs, which are where kernels may run.
+
+    Args:
+        table: the op's tiles.
+        shape_class: of these inputs.
+        inputs: every tensor of the call; the first decides the device and the dtype.
+        unfit: what in the shapes or strides the kernel does not take; empty if nothing.
+
+    Raises:
+        ValueError: the switch says ``triton``, and the kernel cannot run on these inputs.
+    """
+    first = inputs[0]
+    assert first is not None and may_run(first)
+    op, setting = table.op, _selected.get(table.op, "auto")
+    obstacle = unfit or _obstacle(inputs)
+    if setting == "triton" and obstacle:
+        raise ValueError(f"{op}: the backend is 'triton', and {obstacle}")
+    wanted = setting
+    if setting == "auto":
+        number = architecture(first.device)
+        fastest = None if obstacle or number is None else table.fastest(shape_class, number)
+        wanted = fastest or UNMEASURED.get(op, "triton")
+    kernel = wanted == "triton" and not obstacle
+    _note(op, "triton" if kernel else "torch", obstacle)
+    return kernel
+
+
+def unfit_channels(*tensors: Tensor) -> str:
+    """What keeps tensors [..., C] from a kernel that reads channels side by side; empty if nothing."""
+    return "" if all(tensor.stride(-1) == 1 for tensor in tensors) else "the channels are not contiguous"
+
+
+def _obstacle(inputs: tuple[Tensor | None, ...]) -> str:
+    """Why the kernels cannot run on these inputs, whichever op it is; empty if they can."""
+    first = inputs[0]
+    assert first is not None
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if first.dtype not in DTYPES:
+        return f"the dtype is {first.dtype}"
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        return "gradients are needed"
+    return "" if architecture(first.device) is not None else f"no tiles were chosen for {first.device}"
+
+
+def _note_once(op: str, backend: str, obstacle: str) -> None:
+    if (op, backend) not in _chosen:
+        _chosen.add((op, backend))
+        logger.info("kernel %s runs on %s%s", op, backend, f": {obstacle}" if obstacle else "")
+
+
+# A network that is compiled notes its choices while it is traced, and the graph holds nothing of it.
+_note: Callable[[str, str, str], None] = torch.compiler.assume_constant_result(_note_once)
