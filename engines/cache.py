@@ -1,9 +1,10 @@
 """Compiled engines on disk, found by what they were made from. Imports no torch.
 
     <root>/<digest>/            an entry: whatever the build wrote, and
+    <root>/<digest>/key.json    what it was made from
     <root>/<digest>/checksums   the size and SHA-256 of each of its files
     <root>/<digest>.partial/    a build under way, or one that was killed
-    <root>/<digest>.lock        locked while it is built
+    <root>/<digest>.lock        locked while it is built or removed
 
 An entry appears by one rename of a folder that is already on disk, so it is there whole or not at all.
 """
@@ -15,12 +16,15 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-CHECKSUMS = "checksums"
+CHECKSUMS, KEY = "checksums", "key.json"
+GRACE_S = 60.0
+"""An entry that was asked for within this time is not evicted: its session may be opening it."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,22 @@ class EngineKey:
     """Everything that an engine's bytes depend on."""
 
     network: str
-    """What it is in its model: ``unet``, ``decoder``."""
+    """What it is in its model: ``unet``, ``vae/decoder``."""
     weights: str
     """Hash of the network's weight files and config."""
-    opset: int
-    torch: str
-    onnxscript: str
-    onnxruntime: str
     precision: str
-    shapes: str
-    """The shapes it serves; ``any`` when they are free."""
-    exporter: str
+    format: str
+    """What the entry holds: ``onnx-20``; of a plan the flavour and its flags too."""
+    libraries: str
+    """Names and versions of all libraries that made it."""
+    code: str
     """Hash of the code that defines and exports the network."""
+    adapters: str = ""
+    """Hash of the adapter set that is fused into the weights."""
+    shapes: str = "any"
+    """The shapes it serves; ``any`` when they are free."""
+    architecture: str = "any"
+    """The processors it runs on."""
 
     @property
     def digest(self) -> str:
@@ -47,13 +55,36 @@ class EngineKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One entry as it lies in the cache."""
+
+    path: Path
+    key: EngineKey | None
+    """None: the entry is of another version of this program, or damaged."""
+    bytes: int
+    used_at: float
+    """When it was last asked for, in seconds of the Unix epoch."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether every file is as it was built; reads all of them."""
+        return _is_intact(self.path)
+
+
 class EngineCache:
     """Entries below one folder, shared by any number of processes on one machine."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, max_bytes: int = 0) -> None:
+        """
+        Args:
+            root: made when the first entry is.
+            max_bytes: after a build, the entries least recently used are evicted until no more is left; 0: no limit.
+        """
         self._root = root
+        self._max_bytes = max_bytes
 
-    def get_or_build(self, key: EngineKey, build: Callable[[Path], None]) -> Path:
+    def get_or_build(self, key: EngineKey, build: Callable[[Path], object]) -> Path:
         """The folder of ``key``'s entry, whose files are as they were built.
 
         Args:
@@ -63,16 +94,48 @@ class EngineCache:
                 on, and nothing is kept.
         """
         entry = self._root / key.digest
+        _touch(entry)  # before it is looked at: nobody evicts it from now on
         if not _is_intact(entry):
             self._root.mkdir(parents=True, exist_ok=True)
-            with _locked(self._root / f"{key.digest}.lock"):
+            with _locked(_lock_of(entry)):
                 if not _is_intact(entry):  # it may have been built while we waited
                     self._build(entry, key, build)
-        with suppress(OSError):  # a cache that comes with an image may be read-only
-            os.utime(entry)  # last use, for eviction
+            if self._max_bytes:
+                self.prune(self._max_bytes)
         return entry
 
-    def _build(self, entry: Path, key: EngineKey, build: Callable[[Path], None]) -> None:
+    def entries(self) -> list[Entry]:
+        """Every entry, the one least recently used first. Reads no engine."""
+        found = []
+        for path in self._root.glob("*/"):
+            if path.suffix != ".partial":
+                with suppress(FileNotFoundError):  # evicted meanwhile
+                    size = sum(file.stat().st_size for file in path.iterdir())
+                    found.append(Entry(path, _key_of(path), size, path.stat().st_mtime))
+        return sorted(found, key=lambda entry: (entry.used_at, entry.path))
+
+    def prune(self, max_bytes: int) -> list[Entry]:
+        """Evict the entries least recently used until at most ``max_bytes`` are left, and what killed builds left.
+
+        Entries that were asked for a minute ago or later stay, and so does what is just being built or is locked
+        otherwise. Sessions that have opened an entry keep it: its files go when they close.
+
+        Returns:
+            The entries that are gone.
+        """
+        for partial in self._root.glob("*.partial/"):
+            _remove(partial)
+        entries, gone = self.entries(), []
+        size = sum(entry.bytes for entry in entries)
+        for entry in entries:
+            if size <= max_bytes:
+                break
+            if entry.used_at + GRACE_S < time.time() and _remove(entry.path):
+                gone.append(entry)
+                size -= entry.bytes
+        return gone
+
+    def _build(self, entry: Path, key: EngineKey, build: Callable[[Path], object]) -> None:
         partial = entry.with_name(f"{entry.name}.partial")
         for stale in (partial, entry):  # of a process that was killed; damaged
             if stale.exists():
@@ -80,7 +143,7 @@ class EngineCache:
         partial.mkdir()
         try:
             build(partial)
-            (partial / "key.json").write_text(json.dumps(asdict(key), indent=2) + "\n", encoding="utf-8")
+            (partial / KEY).write_text(json.dumps(asdict(key), indent=2) + "\n", encoding="utf-8")
             sums = "".join(f"{line}\n" for line in _checksums(partial))
             (partial / CHECKSUMS).write_text(sums, encoding="utf-8")
             for path in (*partial.iterdir(), partial):
@@ -119,12 +182,36 @@ def _is_intact(entry: Path) -> bool:
         return False
 
 
+def _key_of(entry: Path) -> EngineKey | None:
+    try:
+        return EngineKey(**json.loads((entry / KEY).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _lock_of(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name.removesuffix('.partial')}.lock")
+
+
+def _touch(entry: Path) -> None:
+    with suppress(OSError):  # not there; or a cache that comes with an image and is read-only
+        os.utime(entry)
+
+
+def _remove(path: Path) -> bool:
+    """Remove an entry or what is left of a build, unless somebody holds its lock."""
+    with suppress(BlockingIOError), _locked(_lock_of(path), wait=False):
+        shutil.rmtree(path, ignore_errors=True)
+        return True
+    return False
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, wait: bool = True) -> Iterator[None]:
     # The lock dies with its holder, however it dies. The file stays: removing it would let a process that has just
     # opened it lock a file that nobody else can see.
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

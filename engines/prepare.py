@@ -1,47 +1,60 @@
-"""A model folder's networks as engines: found in the cache, or exported into it."""
+"""A model folder's networks as engines: found in the cache, or made there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from engines.cache import EngineCache, EngineKey, sha256_of_files
-from engines.export import OPSET, export_decoder, export_unet
+from engines.export import ONNX_FILE, export
+from engines.networks import Network, networks_of
+from engines.plan import PLAN_FILE, PlanOptions, build_plan, load_tensorrt
+from engines.precision import OPSET, Precision
 from engines.session import OnnxSession
-from models.weights import load_unet, load_vae, weight_files
+from models.weights import weight_files
 
 logger = logging.getLogger(__name__)
 
-ONNX_FILE = "network.onnx"
 _SOURCE = Path(__file__).resolve().parent.parent
-_EXPORTER_FILES = (
-    "engines/export.py",
-    "models/weights.py",
-    *(f"models/{name}.py" for name in ("unet", "unet_blocks", "vae", "blocks", "video_blocks")),
-    *(f"models/spec/{name}.py" for name in ("config", "unet", "vae")),
-    *sorted(f"kernels/{path.name}" for path in (_SOURCE / "kernels").glob("*.py")),
-)
-"""The code that decides what an exported graph holds."""
+_CODE = tuple(
+    path.relative_to(_SOURCE).as_posix()
+    for pattern in ("engines/*.py", "kernels/*.py", "models/*.py", "models/spec/*.py", "models/checkpoints/*.py")
+    for path in sorted(_SOURCE.glob(pattern))
+    if path.name not in ("cache.py", "plan.py", "plan_session.py", "prepare.py")
+) + ("models/conditioners/text.py",)
+"""The code that decides what an exported graph holds, and some more: a rebuild too many costs half a minute, one too
+few a wrong picture. Text and vision towers come from transformers beside it."""
+_EXPORTERS = ("onnxruntime", "onnxscript", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Engines:
     """One model's networks, each called like the torch module it replaces."""
 
-    denoiser: OnnxSession
-    """:class:`models.unet.UNet`: (x, c_noise, context, vector) -> output."""
+    denoisers: Mapping[str, OnnxSession]
+    """``unet``, or ``transformer`` and its variant: (x, c_noise, context, vector) -> output."""
     decoder: OnnxSession
-    """:class:`models.vae.VAEDecoder`: latents -> pictures."""
+    """:class:`models.vae.VAEDecoder`, latents -> pictures; or
+    :class:`models.temporal_decoder.TemporalVAEDecoder`, clips of latents -> clips."""
+    encoder: OnnxSession
+    """:class:`engines.wrappers.VAEEncoder`: pictures -> mean and log-variance, one behind the other."""
+    fast_decoder: OnnxSession | None = None
+    """As ``decoder``, of ``vae_tiny``, where the folder has it."""
+
+    @property
+    def denoiser(self) -> OnnxSession:
+        """The denoising network itself."""
+        return next(iter(self.denoisers.values()))
 
 
 def prepare(model_folder: Path, cache: EngineCache, threads: int) -> Engines:
     """The engines of a diffusers folder, ready to be called. Exports first what the cache lacks.
 
     Args:
-        model_folder: the folder that holds ``unet`` and ``vae``.
+        model_folder: a folder of any system that is served.
         cache: where exported networks are kept.
         threads: threads that one operation may use.
 
@@ -49,30 +62,84 @@ def prepare(model_folder: Path, cache: EngineCache, threads: int) -> Engines:
         ValueError: a file of the model is missing, or its weights do not fit its configs.
         RuntimeError: an exported network does not compute what torch does.
     """
-    unet, decoder = build(model_folder, cache)
-    return Engines(OnnxSession(unet, threads), OnnxSession(decoder, threads))
+    sessions = {name: OnnxSession(path, threads) for name, path in build(model_folder, cache).items()}
+    return Engines(
+        denoisers={name: session for name, session in sessions.items() if not name.startswith("vae")},
+        decoder=sessions["vae/decoder"],
+        encoder=sessions["vae/encoder"],
+        fast_decoder=sessions.get("vae_tiny/decoder"),
+    )
 
 
-def build(model_folder: Path, cache: EngineCache) -> tuple[Path, Path]:
-    """Make sure that the cache holds the model's networks; errors as :func:`prepare`.
+def build(model_folder: Path, cache: EngineCache, precision: Precision = "fp32") -> dict[str, Path]:
+    """Make sure that the cache holds the model's denoisers and autoencoders; errors as :func:`prepare`.
 
     Takes under a second when it does. Exporting takes about half a minute.
 
     Returns:
-        The ONNX files of the UNet and of the decoder.
+        The ONNX file of each, by the network's name.
+    """
+    networks = networks_of(model_folder).items()
+    return {name: build_graph(network, cache, precision) for name, network in networks if not network.is_tower}
+
+
+def build_graph(network: Network, cache: EngineCache, precision: Precision = "fp32") -> Path:
+    """The ONNX file of one network, exported first if the cache lacks it; errors as :func:`prepare`.
+
+    A network whose activations overflow in fp16 stays in fp32 there.
     """
 
-    def unet(folder: Path) -> None:
-        logger.info("exporting the UNet", extra={"model": model_folder.name})
-        export_unet(load_unet(model_folder), folder / ONNX_FILE)
+    def export_into(folder: Path) -> None:
+        logger.info("exporting a network", extra={"network": network.name, "precision": precision})
+        export(network.load(), network.signature, folder, network.precision(precision))
 
-    def decoder(folder: Path) -> None:
-        logger.info("exporting the decoder", extra={"model": model_folder.name})
-        export_decoder(load_vae(model_folder), folder / ONNX_FILE)
+    return cache.get_or_build(graph_key(network, precision), export_into) / ONNX_FILE
 
-    return (
-        cache.get_or_build(_key("unet", model_folder / "unet"), unet) / ONNX_FILE,
-        cache.get_or_build(_key("decoder", model_folder / "vae"), decoder) / ONNX_FILE,
+
+def build_network_plan(network: Network, cache: EngineCache, precision: Precision, options: PlanOptions) -> Path:
+    """The TensorRT plan of one network, built from its graph if the cache lacks it.
+
+    Raises:
+        ValueError: as :func:`prepare`, or as :func:`engines.plan.build_plan`.
+        RuntimeError: TensorRT cannot build it.
+    """
+
+    def build_into(folder: Path) -> None:
+        graph = build_graph(network, cache, precision)
+        logger.info("building a plan", extra={"network": network.name, "flavour": options.flavour})
+        build_plan(graph, options, folder)
+
+    return cache.get_or_build(plan_key(network, precision, options), build_into) / PLAN_FILE
+
+
+def graph_key(network: Network, precision: Precision = "fp32") -> EngineKey:
+    """What an exported graph depends on.
+
+    Raises:
+        ValueError: a file of the network is missing.
+    """
+    exact = network.precision(precision)
+    return EngineKey(
+        network=network.name,
+        weights=sha256_of_files(_files(network)),
+        precision=exact,
+        format=f"onnx-{OPSET[exact]}",
+        libraries=" ".join(f"{name}-{version(name)}" for name in _EXPORTERS),
+        code=sha256_of_files([_SOURCE / name for name in _CODE]),
+    )
+
+
+def plan_key(network: Network, precision: Precision, options: PlanOptions) -> EngineKey:
+    """What a plan depends on: its graph and what TensorRT was asked for; mainline's also on the GPU of this machine."""
+    key = graph_key(network, precision)
+    flags = [name for name in ("weight_streaming", "refittable") if getattr(options, name)]
+    sizes = ("+".join(f"{name}{size}" for name, size in sorted(bucket.items())) for bucket in options.buckets)
+    return replace(
+        key,
+        shapes=" ".join(sizes),
+        format=" ".join([key.format, options.flavour, *flags]),
+        libraries=f"{key.libraries} {options.flavour}-{load_tensorrt(options.flavour).__version__}",
+        architecture=" ".join(options.architectures) or _own_architecture(options),
     )
 
 
@@ -82,25 +149,32 @@ def weights_digest(model_folder: Path, networks: Sequence[str] = ("unet", "vae")
     Raises:
         ValueError: a file is missing.
     """
-    return sha256_of_files([file for network in networks for file in _network_files(model_folder / network)])
+    folders = [model_folder / network for network in networks]
+    return sha256_of_files([file for folder in folders for file in (_config(folder), *weight_files(folder))])
 
 
-def _network_files(folder: Path) -> list[Path]:
+def _files(network: Network) -> list[Path]:
+    """Config and weights; of a tower all that its folder and its tokenizer's say."""
+    config = _config(network.folder)
+    if not network.is_tower:
+        return [config, *weight_files(network.folder)]
+    weights = sorted(network.folder.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"{network.folder} holds no .safetensors file")
+    tokenizer = network.folder.with_name(network.folder.name.replace("text_encoder", "tokenizer"))
+    return [config, *weights, *sorted(tokenizer.glob("tokenizer_config.json"))]
+
+
+def _config(folder: Path) -> Path:
     config = folder / "config.json"
     if not config.exists():
         raise ValueError(f"{config} is missing")
-    return [config, *weight_files(folder)]
+    return config
 
 
-def _key(network: str, folder: Path) -> EngineKey:
-    return EngineKey(
-        network=network,
-        weights=sha256_of_files(_network_files(folder)),
-        opset=OPSET,
-        torch=version("torch"),
-        onnxscript=version("onnxscript"),
-        onnxruntime=version("onnxruntime"),
-        precision="fp32",
-        shapes="any",
-        exporter=sha256_of_files([_SOURCE / name for name in _EXPORTER_FILES]),
-    )
+def _own_architecture(options: PlanOptions) -> str:
+    if options.flavour == "tensorrt-rtx":
+        return "default"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

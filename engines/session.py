@@ -1,11 +1,8 @@
-"""ONNX Runtime behind a network's own call: torch tensors in, a torch tensor out, no copies between."""
+"""ONNX Runtime behind a network's own call: torch tensors in, torch tensors out, no copies between."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,122 +10,82 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-Axis = int | tuple[int, str]
-"""A fixed size, or a multiple of a named one: ``(2, "height")`` is written ``2*height`` in the file."""
+from engines.call import Bound, Output, bind, graph_digest
+from engines.signature import Signature
+
+NUMPY_DTYPE = {"float32": np.float32, "int64": np.int64}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""ONNX Runtime's name for its back end, by the type of the torch device whose tensors it takes."""
 
 
 class OnnxSession:
-    """A network on ONNX Runtime's CPU back end, called like the torch module that it was exported from.
+    """A network on ONNX Runtime, called like the torch module that it was exported from.
 
     May be called from any thread, from several at once too.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, device: str = "cpu") -> None:
         """Load and optimise the graph; takes tenths of a second.
 
         Args:
-            path: the .onnx file.
+            path: the .onnx file, its signature beside it.
             threads: threads that one operation may use. They do not change the result.
+            device: ``cpu``, or ``cuda`` where onnxruntime-gpu is installed.
+
+        Raises:
+            ValueError: the file has no signature, or this ONNX Runtime has no such device.
         """
+        self.signature = Signature.read(path.parent)
+        provider = PROVIDERS.get(device, device)
+        if provider not in (available := onnxruntime.get_available_providers()):
+            raise ValueError(f"device={device!r} is not one of this ONNX Runtime, which has {', '.join(available)}")
+        self._device = torch.device(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # A thread that spins while it waits takes the core from whoever has work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._inputs = {i.name: _axes(i.shape) for i in self._session.get_inputs() if _is_fp32(path, i)}
-        (output,) = (o for o in self._session.get_outputs() if _is_fp32(path, o))
-        self._output_name, self._output = output.name, _axes(output.shape)
-        self.numerics = f"onnxruntime-{onnxruntime.__version__}/fp32/{_processor()}/{_digest(path)[:16]}/any"
-        """What the output's bytes depend on: the library, the precision, the processor's vector instructions (the
-        library picks its kernels by them) and the graph with its weights. ``any``: neither the other rows of the batch,
-        nor its size, nor the number of threads."""
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        place = _processor() if device == "cpu" else torch.cuda.get_device_name()
+        self.numerics = f"onnxruntime-{onnxruntime.__version__}/{place}/{graph_digest(path)[:16]}/any"
+        """What the output's bytes depend on: the library, the processor's vector instructions (the library picks its
+        kernels by them) and the graph with its weights and their precision. ``any``: neither the other rows of the
+        batch, nor its size, nor the number of threads."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The inputs' names, in the order of the call."""
-        return tuple(self._inputs)
+        return tuple(port.name for port in self.signature.inputs)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Output:
         """One evaluation.
 
         Args:
-            inputs: fp32 CPU tensors, shaped as for the network. Those that are not contiguous are copied.
+            inputs: tensors of the session's device, shaped and typed as for the network, fp32 for every real one.
 
         Returns:
-            A new tensor.
+            New tensors, fp32: one, or a tuple where the network has several outputs.
 
         Raises:
-            TypeError: not tensors, not fp32, or not as many as the network takes.
-            ValueError: not on the CPU, or of a shape that the network does not take.
+            TypeError: not tensors, of another dtype, or not as many as the network takes.
+            ValueError: on another device, or of a shape that the network does not take.
         """
-        if len(inputs) != len(self._inputs):
-            raise TypeError(f"expected {len(self._inputs)} tensors ({', '.join(self._inputs)}), got {len(inputs)}")
-        sizes: dict[str, int] = {}
+        bound = bind(self.signature, inputs, self._device)
+        self._run(bound)
+        return bound.result
+
+    def _run(self, bound: Bound) -> None:
         binding = self._session.io_binding()
-        kept = []  # the binding holds addresses only
-        for (name, axes), tensor in zip(self._inputs.items(), inputs, strict=True):
-            _require_fp32_on_cpu(name, tensor)
-            _match(name, axes, tensor.shape, sizes)
-            kept.append(tensor.contiguous())
-            binding.bind_input(name, "cpu", 0, np.float32, tuple(tensor.shape), kept[-1].data_ptr())
-        output = torch.empty([axis if isinstance(axis, int) else axis[0] * sizes[axis[1]] for axis in self._output])
-        binding.bind_output(self._output_name, "cpu", 0, np.float32, tuple(output.shape), output.data_ptr())
+        for ports, attach in ((bound.inputs, binding.bind_input), (bound.outputs, binding.bind_output)):
+            for port, tensor in ports:  # the binding holds addresses only; ``bound`` keeps the tensors
+                kind = NUMPY_DTYPE[port.dtype]
+                attach(port.name, self._device.type, 0, kind, tuple(tensor.shape), tensor.data_ptr())
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
         self._session.run_with_iobinding(binding)
-        return output
-
-
-def _axes(shape: Sequence[int | str]) -> tuple[Axis, ...]:
-    return tuple(_axis(size) for size in shape)
-
-
-def _axis(size: int | str) -> Axis:
-    if isinstance(size, int):
-        return size
-    match = re.fullmatch(r"(?:(\d+)\*)?([A-Za-z_]\w*)", size)
-    if match is None:
-        raise ValueError(f"dimension {size!r} is neither a number, nor a name, nor a multiple of a name")
-    return int(match[1] or 1), match[2]
-
-
-def _is_fp32(path: Path, tensor: onnxruntime.NodeArg) -> bool:
-    if tensor.type != "tensor(float)":
-        raise ValueError(f"{path}: {tensor.name} is a {tensor.type}, expected tensor(float)")
-    return True
-
-
-def _require_fp32_on_cpu(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch tensor")
-    if tensor.dtype != torch.float32:
-        raise TypeError(f"{name} is {tensor.dtype}, expected torch.float32")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} is on {tensor.device}, expected cpu")
-
-
-def _match(name: str, axes: Sequence[Axis], shape: Sequence[int], sizes: dict[str, int]) -> None:
-    """Check ``shape`` against ``axes``, and note in ``sizes`` what each symbol stands for."""
-    fits = len(axes) == len(shape)
-    for axis, size in zip(axes, shape, strict=False):
-        if isinstance(axis, int):
-            fits &= size == axis
-        else:
-            factor, symbol = axis
-            fits &= size > 0 and size % factor == 0 and sizes.setdefault(symbol, size // factor) == size // factor
-    if not fits:
-        wanted = ", ".join(str(a) if isinstance(a, int) else f"{a[0]}*{a[1]}".removeprefix("1*") for a in axes)
-        known = f" with {sizes}" if sizes else ""
-        raise ValueError(f"{name} has shape {tuple(shape)}, expected ({wanted}){known}")
-
-
-def _digest(path: Path) -> str:
-    """Hash of the graph and of the weights that lie beside it."""
-    digest = hashlib.sha256()
-    for part in sorted(path.parent.glob(f"{path.name}*")):
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        if self._device.type == "cuda":
+            binding.synchronize_outputs()
 
 
 def _processor() -> str:

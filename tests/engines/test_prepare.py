@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,17 @@ import torch
 
 from engines import prepare as module
 from engines.cache import EngineCache
-from engines.prepare import Engines, build, prepare, weights_digest
+from engines.networks import networks_of
+from engines.plan import PlanOptions, PlanReport
+from engines.prepare import Engines, build, build_network_plan, graph_key, plan_key, prepare, weights_digest
+from models.families import image_to_video
+from models.temporal_decoder import decode_in_chunks
+from tests.support.exportable import by_rotation
+from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3, write_tiny_svd
 
 pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
 ROOT = Path(__file__).resolve().parents[2]
+BUCKET = {"batch": 2, "height": 8, "width": 8}
 
 
 def never(*_: object) -> None:
@@ -24,59 +32,109 @@ def never(*_: object) -> None:
 
 
 def test_a_warm_cache_exports_and_loads_nothing(
-    model_folder: Path, cache: EngineCache, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    sdxl_folder: Path, cache: EngineCache, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("export_unet", "export_decoder", "load_unet", "load_vae"):
-        monkeypatch.setattr(module, name, never)
-    again = prepare(model_folder, cache, threads=1)
+    monkeypatch.setattr(module, "export", never)
+    again = prepare(sdxl_folder, cache, threads=1)
     latents = torch.randn(1, 4, 4, 4)
     assert torch.equal(again.decoder(latents), engines.decoder(latents))
 
 
-def test_a_warm_start_does_not_import_the_exporter(model_folder: Path, cache: EngineCache, engines: Engines) -> None:
-    unet, _ = build(model_folder, cache)
+def test_a_warm_start_does_not_import_the_exporter(sdxl_folder: Path, cache: EngineCache, engines: Engines) -> None:
+    root = build(sdxl_folder, cache)["unet"].parent.parent
     code = (
         "import sys; from pathlib import Path; from engines.cache import EngineCache; from engines.prepare import *\n"
         "prepare(Path(sys.argv[1]), EngineCache(Path(sys.argv[2])), 1)\n"
-        "print(sorted({'onnx', 'onnxscript', 'onnx_ir', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'onnx', 'onnxscript', 'onnx_ir', 'tensorrt_rtx_bindings'} & set(sys.modules)))"
     )
-    arguments = [sys.executable, "-c", code, model_folder, unet.parent.parent]
+    arguments = [sys.executable, "-c", code, sdxl_folder, root]
     assert subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_weights_and_config_are_part_of_the_key(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", by_rotation([write_tiny_svd, write_tiny_sd, write_tiny_sd3]))
+def test_every_system_is_prepared(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / "model")
+    networks = networks_of(tmp_path / "model")
+    engines = prepare(tmp_path / "model", EngineCache(tmp_path / "engines"), threads=1)
+    assert list(engines.denoisers) == [name for name in networks if name in ("unet", "transformer")]
+    assert engines.denoiser.signature == next(iter(networks.values())).signature
+    assert engines.decoder.signature == networks["vae/decoder"].signature
+    assert engines.encoder.signature == networks["vae/encoder"].signature
+    if write is write_tiny_svd:  # the same clip from a latent as with torch, chunks and all
+        model = image_to_video.load(tmp_path / "model")
+        latents = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        expected = model.decoder(latents, 2)
+        got = decode_in_chunks(engines.decoder, latents, 2)  # type: ignore[arg-type]  # one output
+        assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert (decode_in_chunks(engines.decoder, latents, 3) - expected).abs().max() > 1e-3  # type: ignore[arg-type]
+
+
+def test_weights_and_config_are_part_of_the_key(sdxl_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(model_folder, copy)
-    keys, digests = {module._key("unet", copy / "unet").digest}, {weights_digest(copy)}
-    assert keys == {module._key("unet", model_folder / "unet").digest}  # and where they lie is not
+    shutil.copytree(sdxl_folder, copy)
+
+    def state() -> tuple[str, str]:
+        return graph_key(networks_of(copy)["unet"]).digest, weights_digest(copy)
+
+    states = {state()}
+    assert states == {(graph_key(networks_of(sdxl_folder)["unet"]).digest, weights_digest(sdxl_folder))}
     config = copy / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "norm_eps": 1e-6}))
-    keys.add(module._key("unet", copy / "unet").digest)
-    digests.add(weights_digest(copy))
+    states.add(state())
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    keys.add(module._key("unet", copy / "unet").digest)
-    digests.add(weights_digest(copy))
-    assert len(keys) == len(digests) == 3
+    states.add(state())
+    assert len({key for key, _ in states}) == len({digest for _, digest in states}) == 3
+
+
+def test_precision_and_everything_a_plan_is_asked_for_are_part_of_the_key(sdxl_folder: Path) -> None:
+    network = networks_of(sdxl_folder)["unet"]
+    bucket = {**BUCKET, "tokens": 20}
+    options = [
+        PlanOptions("tensorrt-rtx", (bucket,)),
+        PlanOptions("tensorrt-rtx", (bucket, {**bucket, "batch": 4})),
+        PlanOptions("tensorrt-rtx", ({**bucket, "width": 4},)),
+        PlanOptions("tensorrt-rtx", (bucket,), ("sm80",)),
+        PlanOptions("tensorrt-rtx", (bucket,), ("sm80", "sm89")),
+        PlanOptions("tensorrt-rtx", (bucket,), weight_streaming=True),
+        PlanOptions("tensorrt-rtx", (bucket,), refittable=True),
+    ]
+    digests = {plan_key(network, precision, option).digest for option in options for precision in ("fp16", "bf16")}
+    digests |= {graph_key(network, precision).digest for precision in ("fp32", "fp16", "bf16")}
+    assert len(digests) == 2 * len(options) + 3
+    decoder = networks_of(sdxl_folder)["vae/decoder"]  # overflows in fp16, so both are one graph of fp32
+    assert graph_key(decoder, "fp16") == graph_key(decoder, "fp32") != graph_key(decoder, "bf16")
+
+
+def test_a_plan_is_built_from_the_graph_once(sdxl_folder: Path, tmp_path: Path, engines: Engines,
+                                             cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    network, options = networks_of(sdxl_folder)["vae/decoder"], PlanOptions("tensorrt-rtx", (BUCKET,), ("sm89",))
+    path = build_network_plan(network, cache, "fp32", options)
+    report = PlanReport.read(path.parent)
+    assert report.architectures == ("sm89",) and report.bytes == path.stat().st_size
+    monkeypatch.setattr(module, "build_plan", never)
+    assert build_network_plan(network, cache, "fp32", options) == path
 
 
 def test_the_key_covers_all_code_that_makes_the_graph() -> None:
     # In a process of its own: here other tests have imported everything.
-    ours = "[m.__file__ for n, m in sys.modules.items() if n.startswith(('models.', 'kernels.'))]"
-    code = f"import sys, engines.export; print(*{ours})"
+    ours = "[m.__file__ for n, m in sys.modules.items() if n.startswith(('models.', 'kernels.', 'engines.'))]"
+    code = f"import sys, engines.export, engines.networks; print(*{ours})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = (Path(name).relative_to(ROOT) for name in done.stdout.split())
-    files = {path.as_posix() for path in paths if path.name != "__init__.py"}
-    assert "models/unet.py" in files
-    assert files <= set(module._EXPORTER_FILES)
+    files = {path.as_posix() for path in paths if path.name != "__init__.py"} - {"engines/cache.py"}
+    assert {"models/unet.py", "engines/precision.py"} <= files
+    assert files <= set(module._CODE)
 
 
 @pytest.mark.parametrize("missing", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors"])
-def test_an_incomplete_folder_is_refused(model_folder: Path, tmp_path: Path, missing: str) -> None:
+def test_an_incomplete_folder_is_refused(sdxl_folder: Path, tmp_path: Path, missing: str) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(model_folder, copy)
+    shutil.copytree(sdxl_folder, copy)
     (copy / missing).unlink()
     with pytest.raises(ValueError, match=Path(missing).parts[0]):
         weights_digest(copy)
+    with pytest.raises(ValueError, match=Path(missing).parts[0]):
+        build(copy, EngineCache(tmp_path / "engines"))

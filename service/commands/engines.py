@@ -1,0 +1,161 @@
+"""``darkroom engines``: what is compiled, compiling it ahead of time, and keeping the cache whole and small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from service.commands.terminal import DataOption, failure, read_settings
+
+if TYPE_CHECKING:
+    from engines.cache import EngineCache
+    from engines.networks import Network
+    from models.spec.model import ModelSpec
+    from service.settings import Settings
+
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+app = typer.Typer(help="Networks compiled for a back end.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_engines(data: DataOption = None) -> None:
+    """List the compiled networks, the one last used first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "network", "precision", "format", "shapes", "architecture", "MiB", "last used")
+    entries = _cache(read_settings(data=data)).entries()
+    for entry in reversed(entries):
+        key = entry.key
+        facts = (key.network, key.precision, key.format, key.shapes, key.architecture) if key else ("damaged",) * 5
+        used = datetime.fromtimestamp(entry.used_at).isoformat(" ", "minutes")
+        table.add_row(entry.path.name[:12], *facts, f"{entry.bytes / 2**20:.1f}", used)
+    Console().print(table)
+    typer.echo(f"{len(entries)} engines, {sum(entry.bytes for entry in entries) / 2**20:.0f} MiB")
+
+
+@app.command()
+def build(
+    model: Annotated[str | None, typer.Argument(help="Name of an installed model, or a model folder.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every installed model.")] = False,
+    backend: Annotated[Backend, typer.Option(help="What is to run them.")] = "onnxruntime",
+    precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = "fp32",
+    network: Annotated[
+        list[str] | None, typer.Option(help="Such as unet or vae/decoder; none: denoiser and autoencoder.")
+    ] = None,
+    lanes: Annotated[list[int] | None, typer.Option(help="Batch sizes of a TensorRT plan, one or two.", min=1)] = None,
+    size: Annotated[str | None, typer.Option(help="WxH of a TensorRT plan; none: the model's native size.")] = None,
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="sm80, sm89, ... of tensorrt-rtx; none: its default list.")
+    ] = None,
+    streaming: Annotated[bool, typer.Option(help="Let TensorRT keep weights in host memory.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Compile a model's networks, so that the first start finds them."""
+    if every == (model is not None):
+        raise failure("name one model, or say --all")
+    settings = read_settings(data=data)
+    try:
+        specs = _models(settings, model)
+        make = _maker(settings, precision, backend, tuple(lanes or [2]), size, tuple(architecture or ()), streaming)
+        for spec in specs:
+            for one in _chosen(spec, network):
+                typer.echo(f"{spec.name} {one.name}: {make(one, spec)}")
+    except (ValueError, RuntimeError) as error:
+        raise failure(str(error)) from error
+
+
+def _maker(
+    settings: Settings,
+    precision: Precision,
+    backend: Backend,
+    lanes: tuple[int, ...],
+    size: str | None,
+    architectures: tuple[str, ...],
+    streaming: bool,
+) -> Callable[[Network, ModelSpec], Path]:
+    """What makes one network of a model ready for a back end, and returns its file."""
+    from engines.networks import bucket
+    from engines.plan import PlanOptions
+    from engines.prepare import build_graph, build_network_plan
+
+    cache = _cache(settings)
+
+    def make(network: Network, spec: ModelSpec) -> Path:
+        if backend == "onnxruntime":
+            return build_graph(network, cache, precision)
+        width, height = _size(size) if size else spec.sizes[0]
+        buckets = tuple(bucket(network, spec, count, width, height) for count in lanes)
+        return build_network_plan(network, cache, precision, PlanOptions(backend, buckets, architectures, streaming))
+
+    return make
+
+
+@app.command()
+def check(data: DataOption = None) -> None:
+    """Read every compiled network and compare it with its checksum. A damaged one is built again when it is needed."""
+    damaged = 0
+    for entry in _cache(read_settings(data=data)).entries():
+        intact = entry.intact
+        damaged += not intact
+        name = entry.key.network if entry.key else "unknown"
+        typer.echo(f"{entry.path.name[:12]} {name}: {'intact' if intact else 'damaged'}")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    max_mib: Annotated[int, typer.Option(help="Delete those least recently used until no more is left.", min=0)],
+    data: DataOption = None,
+) -> None:
+    """Make the cache smaller. What was used within the last minute stays."""
+    gone = _cache(read_settings(data=data)).prune(max_mib * 2**20)
+    for entry in gone:
+        typer.echo(f"{entry.path.name[:12]} {entry.key.network if entry.key else 'unknown'}: deleted")
+    typer.echo(f"{len(gone)} engines, {sum(entry.bytes for entry in gone) / 2**20:.0f} MiB")
+
+
+def _cache(settings: Settings) -> EngineCache:
+    from engines.cache import EngineCache
+
+    return EngineCache(settings.engines_path)
+
+
+def _models(settings: Settings, name: str | None) -> list[ModelSpec]:
+    """The model of this name or folder; every installed one for None."""
+    from models.spec.model import ModelSpec
+    from service.settings import installed_models
+
+    specs = installed_models(settings)
+    if name is None:
+        return list(specs.values())
+    if name not in specs and (Path(name).expanduser() / "model_index.json").exists():
+        return [ModelSpec.read(Path(name).expanduser().absolute())]
+    if name not in specs:
+        raise ValueError(f"model {name!r} is not installed; installed: {', '.join(specs) or 'none'}")
+    return [specs[name]]
+
+
+def _chosen(spec: ModelSpec, names: Sequence[str] | None) -> list[Network]:
+    """Those of these names; else all but the text and vision towers, which run on torch."""
+    from engines.networks import networks_of
+
+    networks = networks_of(spec.folder)
+    unknown = [name for name in names or () if name not in networks]
+    if unknown:
+        raise ValueError(f"network {unknown[0]!r} is not in {spec.name}, which has {', '.join(networks)}")
+    return [one for one in networks.values() if (one.name in names if names else not one.is_tower)]
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ValueError(f"--size {text!r}, expected WIDTHxHEIGHT in pixels")
+    return int(width), int(height)
