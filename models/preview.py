@@ -1,16 +1,59 @@
 """Previews of a picture in the making: latents to small pictures by one matrix instead of a decoder.
 
 Latents of a picture autoencoder are close to a small picture in another colour space. The matrix is fitted to the
-decoder by least squares.
+decoder by least squares. What is shown is not the noisy latent but the network's estimate of the clean one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.families.row import Row
+from models.plan import Line
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A row as it was before a line."""
+
+    line: Line
+    state: Tensor
+    noise: torch.Tensor
+    """State of its noise generator."""
+
+
+def moment(row: Row) -> Moment:
+    """The row as it is now, before its next line; costs no copy of the latent, for lines replace it."""
+    return Moment(row.plan.lines[row.line], row.state, row.generator.get_state())
+
+
+def clean_estimate(before: Moment, row: Row) -> Tensor:
+    """D, the network's estimate of the clean latent, of the line that was just run.
+
+    It is recovered from x' = A y + b D + s noise, in which all else is known, so that no step has to carry it along.
+
+    Args:
+        before: the row before the line.
+        row: the same row after it.
+
+    Returns:
+        [C, h, w] or [T, C, h, w] in the network's scale; x' itself for a line that leaves D out of it.
+    """
+    line, x = before.line, row.state[0]
+    if not line.b[0]:
+        return x
+    rest = torch.einsum("k,k...->...", torch.tensor(line.a[0], dtype=x.dtype), before.state)
+    if line.s:
+        generator = torch.Generator()
+        generator.set_state(before.noise)
+        rest = rest + line.s * torch.randn((1, *x.shape), generator=generator)[0]
+    estimate = (x - rest) / line.b[0]
+    return estimate if row.keep is None else row.keep.blend(estimate, 1.0, 0.0)
 
 
 def fit_latent_rgb(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:

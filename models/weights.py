@@ -1,21 +1,29 @@
-"""Published checkpoints to networks and back: diffusers folders, strict keys.
+"""Published checkpoints to networks and back: folders as diffusers writes them, and single files; strict keys.
 
-A network gets its dtype here and keeps it: it may be shared by many requests.
+A network gets its dtype and device here and keeps them: it may be shared by many requests.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.checkpoints.ldm import LdmUNetNames, LdmVaeNames
+from models.checkpoints.sd3 import SD3Names
+from models.checkpoints.single_file import UNET, VAE_ENCODER_OF_CLIPS
+from models.checkpoints.single_file import VAE as FIRST_STAGE
+from models.checkpoints.source import Naming, Source, below, own_names
+from models.checkpoints.stored import Namings, find_stored
+from models.checkpoints.stored import weight_files as weight_files
 from models.mmdit import MMDiT
+from models.spec.config import reading
 from models.spec.mmdit import read_mmdit_spec
 from models.spec.unet import read_unet_spec
 from models.spec.vae import AutoencoderSpec, read_temporal_vae_spec, read_tiny_spec, read_vae_spec, read_vq_spec
@@ -26,72 +34,73 @@ from models.vae import VAE
 from models.vq import VQ
 
 N = TypeVar("N", bound=nn.Module)
+Device = torch.device | str
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FP16_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
-INDEX_OF = {
-    WEIGHTS: "diffusion_pytorch_model.safetensors.index.json",
-    FP16_WEIGHTS: "diffusion_pytorch_model.safetensors.index.fp16.json",
-}
-"""By weight file: the index that takes its place when the weights are in shards."""
-
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of an autoencoder's attention in checkpoints of 2022, which are still published, and their names since."""
-_OLD_ATTENTION_KEY = re.compile(rf"(.+\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)")
+_PRESENT_ATTENTION = {present: old for old, present in OLD_ATTENTION.items()}
+_ATTENTION_KEY = re.compile(rf"(.+\.attentions\.\d+)\.({'|'.join(_PRESENT_ATTENTION)})\.(weight|bias)")
 
 
-def load_unet(folder: Path, dtype: torch.dtype = torch.float32) -> UNet:
-    """The network of ``folder/unet`` in ``dtype``, in evaluation mode.
+def load_unet(folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNet:
+    """The network of ``folder/unet`` in ``dtype``, in evaluation mode; its weights from there, or from the single file
+    that lies in ``folder``.
 
     Raises:
-        ValueError: a file is missing, or keys or shapes do not match its config to the letter.
+        ValueError: a file is missing or damaged, or keys or shapes do not match its config to the letter.
     """
-    return _loaded(UNet(read_unet_spec(folder)), folder / "unet", dtype)
+    return _loaded(lambda: UNet(read_unet_spec(folder)), folder / "unet", dtype, device)
 
 
-def load_mmdit(folder: Path, dtype: torch.dtype = torch.float32) -> MMDiT:
+def load_mmdit(folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> MMDiT:
     """The network of ``folder/transformer``; as :func:`load_unet`."""
-    return _loaded(MMDiT(read_mmdit_spec(folder)), folder / "transformer", dtype)
+    return _loaded(lambda: MMDiT(read_mmdit_spec(folder)), folder / "transformer", dtype, device)
 
 
-def load_vae(folder: Path, dtype: torch.dtype = torch.float32, part: str = "vae") -> VAE:
-    """The autoencoder of ``folder/part`` in ``dtype``, in evaluation mode; errors as :func:`load_unet`.
+def load_vae(folder: Path, dtype: torch.dtype = torch.float32, part: str = "vae", device: Device = "cpu") -> VAE:
+    """The autoencoder of ``folder/part``; as :func:`load_unet`.
 
     Raises:
-        ValueError: fp16 is asked of weights that overflow in it.
+        ValueError: as there, or fp16 is asked of weights that overflow in it.
     """
     spec = read_vae_spec(folder, part)
-    return _loaded(VAE(spec), folder / part, _safe(dtype, spec))
+    return _loaded(lambda: VAE(spec), folder / part, _safe(dtype, spec), device)
 
 
-def load_temporal_vae(folder: Path, dtype: torch.dtype = torch.float32, part: str = "vae") -> TemporalDecoderVAE:
+def load_temporal_vae(
+    folder: Path, dtype: torch.dtype = torch.float32, part: str = "vae", device: Device = "cpu"
+) -> TemporalDecoderVAE:
     """The video autoencoder of ``folder/part``; as :func:`load_vae`."""
     spec = read_temporal_vae_spec(folder, part)
-    return _loaded(TemporalDecoderVAE(spec), folder / part, _safe(dtype, spec))
+    return _loaded(lambda: TemporalDecoderVAE(spec), folder / part, _safe(dtype, spec), device)
 
 
-def load_vq(folder: Path, dtype: torch.dtype = torch.float32, part: str = "vqvae") -> VQ:
+def load_vq(folder: Path, dtype: torch.dtype = torch.float32, part: str = "vqvae", device: Device = "cpu") -> VQ:
     """The vector-quantised autoencoder of ``folder/part``; as :func:`load_vae`."""
     spec = read_vq_spec(folder, part)
-    return _loaded(VQ(spec), folder / part, _safe(dtype, spec))
+    return _loaded(lambda: VQ(spec), folder / part, _safe(dtype, spec), device)
 
 
-def load_tiny_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> TinyAutoencoder:
+def load_tiny_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> TinyAutoencoder:
     """The distilled autoencoder in ``folder`` itself, as these are published; as :func:`load_vae`."""
     spec = read_tiny_spec(folder)
-    return _loaded(TinyAutoencoder(spec), folder, _safe(dtype, spec))
+    return _loaded(lambda: TinyAutoencoder(spec), folder, _safe(dtype, spec), device)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of one network's folder: one file, or the shards its index names."""
-    for name, index in INDEX_OF.items():
-        if (folder / name).exists():
-            return [folder / name]
-        if (folder / index).exists():
-            shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
-            return [folder / shard for shard in sorted(set(shards))]
-    raise ValueError(f"{folder} holds neither {WEIGHTS} nor {FP16_WEIGHTS}")
+def network_namings(network: nn.Module) -> Namings:
+    """How published files call the parameters of one of the networks above, which may be on the meta device."""
+    if isinstance(network, UNet):
+        return _namings(below(UNET, LdmUNetNames(network.spec)))
+    if isinstance(network, MMDiT):
+        return _namings(below(UNET, SD3Names(network.spec)))
+    if isinstance(network, TemporalDecoderVAE):
+        return _namings(_clip_vae_names(len(network.spec.block_out_channels)))
+    if isinstance(network, VAE | VQ):
+        return _namings(below(FIRST_STAGE, LdmVaeNames(len(network.spec.block_out_channels))), _present_or_old)
+    return Namings(own_names)
 
 
 def save_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -102,31 +111,15 @@ def save_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_weights(network: nn.Module, folder: Path) -> None:
-    """Fill ``network`` from the weight files of ``folder``, keeping its dtype, and put it in evaluation mode.
-
-    Raises:
-        ValueError: a file is missing, or keys or shapes differ from the network's.
-    """
-    state: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        if not path.exists():
-            raise ValueError(f"{path} is missing")
-        state |= load_file(path)
-    state = {_present_name(name): tensor for name, tensor in state.items()}
-    own = network.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise ValueError(f"{folder}: missing keys {missing[:5]}, unexpected keys {unexpected[:5]}")
-    wrong = [f"{k} {tuple(state[k].shape)} != {tuple(own[k].shape)}" for k in own if state[k].shape != own[k].shape]
-    if wrong:
-        raise ValueError(f"{folder}: shapes differ from the config: {wrong[:5]}")
-    network.load_state_dict(state)
+def _loaded(make: Callable[[], N], folder: Path, dtype: torch.dtype, device: Device) -> N:
+    """Parameters are made without memory first, so that nothing is allocated for a config that its file does not
+    fit, and then replaced by the stored ones, one at a time."""
+    with reading(folder / "config.json"), torch.device("meta"):
+        network = make()
+    stored = find_stored(folder, network, network_namings(network))
+    state = {name: tensor.to(device, dtype) for name, tensor in stored.read()}
+    network.load_state_dict(state, assign=True)
     network.eval().requires_grad_(False)
-
-
-def _loaded(network: N, folder: Path, dtype: torch.dtype) -> N:
-    load_weights(network.to(dtype), folder)
     return network
 
 
@@ -136,8 +129,20 @@ def _safe(dtype: torch.dtype, spec: AutoencoderSpec) -> torch.dtype:
     return dtype
 
 
-def _present_name(name: str) -> str:
-    if match := _OLD_ATTENTION_KEY.fullmatch(name):
-        block, old, kind = match.groups()
-        return f"{block}.{OLD_ATTENTION[old]}.{kind}"
-    return name
+def _namings(in_single_file: Naming, in_folder: Naming = own_names) -> Namings:
+    """Those of a network that is called the same in all single files."""
+    return Namings(in_folder, lambda _layout, _part: in_single_file)
+
+
+def _present_or_old(name: str) -> Sequence[Source]:
+    if match := _ATTENTION_KEY.fullmatch(name):
+        block, present, kind = match.groups()
+        return (Source(name), Source(f"{block}.{_PRESENT_ATTENTION[present]}.{kind}"))
+    return (Source(name),)
+
+
+def _clip_vae_names(levels: int) -> Naming:
+    """The temporal decoder, and the encoder that the picture of a clip passes, which lies apart from it."""
+    names = LdmVaeNames(levels)
+    decoder, encoder = below(FIRST_STAGE, names), below(VAE_ENCODER_OF_CLIPS, names)
+    return lambda name: decoder(name) if name.startswith("decoder.") else encoder(name)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import T5EncoderModel, T5Tokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from models.conditioners.condition import Condition
 from models.conditioners.prompt import plain_text
 from models.conditioners.text import SideBySide, TextTower, load_projected_tower, load_tokenizer
+from models.encoders import load_encoder, read_tokenizer
 from models.spec.config import read_json
 
 T5Use = Literal["encode", "drop", "zeros"]
@@ -39,9 +39,8 @@ class T5Tower:
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of T5 is {dtype}, expected torch.float32 or torch.bfloat16")
-        disable_progress_bar()
-        network = T5EncoderModel.from_pretrained(folder / "text_encoder_3", dtype=dtype).eval().requires_grad_(False)
-        return cls(T5Tokenizer.from_pretrained(folder / "tokenizer_3"), network)
+        network = load_encoder(T5EncoderModel, folder / "text_encoder_3", dtype)
+        return cls(read_tokenizer(T5Tokenizer, folder / "tokenizer_3"), network)
 
     def encode(self, text: str, tokens: int) -> Tensor:
         """Plain text, padded and cut to ``tokens`` tokens -> [tokens, D] fp32 on the CPU."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from models.conditioners.prompt import Chunk, ChunkFormat, split_into_chunks
+from models.encoders import load_encoder, read_tokenizer
 
 ClipText = CLIPTextModel | CLIPTextModelWithProjection
 
@@ -127,16 +127,14 @@ def weigh(hidden: Tensor, weights: Sequence[float]) -> Tensor:
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer in a folder such as ``tokenizer``."""
-    return CLIPTokenizer.from_pretrained(folder)
+    return read_tokenizer(CLIPTokenizer, folder)
 
 
 def load_tower(folder: Path, dtype: torch.dtype) -> CLIPTextModel:
     """The tower without a projection in a folder such as ``text_encoder``, for inference."""
-    disable_progress_bar()  # a bar for every tower would fill the worker's log
-    return CLIPTextModel.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
+    return load_encoder(CLIPTextModel, folder, dtype)
 
 
 def load_projected_tower(folder: Path, dtype: torch.dtype) -> CLIPTextModelWithProjection:
     """The tower with a projection in a folder such as ``text_encoder_2``, for inference."""
-    disable_progress_bar()
-    return CLIPTextModelWithProjection.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
+    return load_encoder(CLIPTextModelWithProjection, folder, dtype)

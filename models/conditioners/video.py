@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
-from transformers.utils.logging import disable_progress_bar
 
 from models.blocks import fourier_features
 from models.conditioners.condition import Condition
-from models.spec.config import read_json
+from models.encoders import load_encoder
+from models.spec.config import read_json, reading
 
 VISION_SIZE = 224
 """Pixels a side that the vision tower sees."""
@@ -44,10 +44,11 @@ class SVDConditioner:
     @classmethod
     def load(cls, folder: Path, time_id_dim: int, dtype: torch.dtype = torch.float32) -> SVDConditioner:
         """Read ``image_encoder`` and ``feature_extractor`` of a diffusers folder."""
-        disable_progress_bar()
-        tower = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=dtype)
-        colours = read_json(folder / "feature_extractor" / "preprocessor_config.json")
-        return cls(tower.eval().requires_grad_(False), colours["image_mean"], colours["image_std"], time_id_dim)
+        tower = load_encoder(CLIPVisionModelWithProjection, folder / "image_encoder", dtype)
+        path = folder / "feature_extractor" / "preprocessor_config.json"
+        with reading(path):
+            colours = read_json(path)
+            return cls(tower, colours["image_mean"], colours["image_std"], time_id_dim)
 
     @torch.inference_mode()
     def encode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from models.conditioners.video import SVDConditioner
 from models.families.row import Denoiser, Row, advance, start
-from models.families.text_to_image import to_uint8
+from models.families.text_to_image import moments_of, to_uint8
 from models.guidance import Guidance
 from models.plan import Plan, make_plan
 from models.schedule import Schedule
 from models.spec.model import ModelSpec
 from models.spec.unet import read_unet_spec
+from models.spec.vae import TemporalVAESpec, read_temporal_vae_spec
+from models.temporal_decoder import decode_in_chunks
 from models.tiling import tiled_decode, tiled_encode
 from models.weights import load_temporal_vae, load_unet
 
@@ -59,17 +62,54 @@ def load(folder: Path) -> ImageToVideoModel:
     Raises:
         ValueError: the folder is not one, or its weights do not fit its configs.
     """
-    spec, vae = ModelSpec.read(folder), load_temporal_vae(folder)
+    vae = load_temporal_vae(folder)
+    decoder, encoder = decoder_of(vae.spec, vae.decode_chunk), encoder_of(vae.spec, partial(moments_of, vae))
+    return load_with(folder, load_conditioner(folder), {"unet": load_unet(folder)}, decoder, encoder)
+
+
+def load_with(
+    folder: Path,
+    conditioner: SVDConditioner,
+    denoisers: Mapping[str, Denoiser],
+    decoder: ClipDecoder,
+    encoder: Encoder,
+) -> ImageToVideoModel:
+    """As :func:`load`, with the given networks, which may be engines."""
+    spec, vae = ModelSpec.read(folder), read_temporal_vae_spec(folder)
     return ImageToVideoModel(
         spec=spec,
         schedule=Schedule.from_config(spec.scheduler_config),
-        conditioner=SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim),
-        denoisers={"unet": load_unet(folder)},
-        decoder=lambda latents, chunk: tiled_decode(lambda z: vae.decode(z, chunk), latents, vae.spec.downscale),
-        encoder=lambda pictures: tiled_encode(vae.encode_unscaled, pictures, vae.spec.downscale),
-        latent_channels=vae.spec.latent_channels,
-        downscale=vae.spec.downscale,
+        conditioner=conditioner,
+        denoisers=denoisers,
+        decoder=decoder,
+        encoder=encoder,
+        latent_channels=vae.latent_channels,
+        downscale=vae.downscale,
     )
+
+
+def load_conditioner(folder: Path) -> SVDConditioner:
+    """The vision tower of a model's folder."""
+    return SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim)
+
+
+def decoder_of(spec: TemporalVAESpec, decode_chunk: Callable[[Tensor], Tensor]) -> ClipDecoder:
+    """The decoder of whole clips made of one of chunks, in tiles where frames are large."""
+
+    def decode(latents: Tensor, chunk: int) -> Tensor:
+        return tiled_decode(lambda tile: decode_in_chunks(decode_chunk, tile, chunk), latents, spec.downscale)
+
+    return decode
+
+
+def encoder_of(spec: TemporalVAESpec, moments: Callable[[Tensor], Tensor]) -> Encoder:
+    """The encoder that takes the mean of what ``moments`` says of the posterior, in tiles where pictures are large."""
+
+    def encode(pictures: Tensor) -> Tensor:
+        mean, _ = tiled_encode(moments, pictures, spec.downscale).chunk(2, dim=1)
+        return mean
+
+    return encode
 
 
 @torch.inference_mode()
@@ -110,7 +150,22 @@ def decode(model: ImageToVideoModel, row: Row, chunk: int | None = None) -> NDAr
     Args:
         chunk: frames decoded together, all when not given. It changes the pixels: a frame sees only its own chunk.
     """
-    return to_uint8(model.decoder(row.state[:1], chunk or model.spec.frames)[0])
+    chunk = chunk or model.spec.frames
+    chunks = [decode_frames(model, row, first, chunk) for first in range(0, len(row.state[0]), chunk)]
+    return np.concatenate(chunks)
+
+
+@torch.inference_mode()
+def decode_frames(model: ImageToVideoModel, row: Row, first: int, count: int) -> NDArray[np.uint8]:
+    """One chunk of a finished row, decoded together: uint8 [N, H, W, 3], N at most ``count`` frames from ``first``.
+
+    Raises:
+        ValueError: there is no frame ``first``, or ``count`` is below 1.
+    """
+    latents = row.state[:1, first : first + count]
+    if not 0 <= first < len(row.state[0]) or count < 1:
+        raise ValueError(f"{count} frames from {first}, of a clip of {len(row.state[0])}")
+    return to_uint8(model.decoder(latents, count)[0])
 
 
 def generate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ from torch import Tensor
 
 from models.conditioners.condition import Condition
 from models.conditioners.sd3 import SD3Conditioner
-from models.conditioners.sdxl import SDXLConditioner
+from models.conditioners.sdxl import SDXLConditioner, SDXLRefinerConditioner
 from models.conditioners.stable_diffusion import StableDiffusionConditioner
 from models.families.row import Denoiser, Row, advance, start
 from models.guidance import SKIP_LAYERS, Guidance
 from models.plan import Plan, make_plan
 from models.schedule import Schedule
-from models.spec.model import ModelSpec
+from models.spec.model import REFINER, ModelSpec
 from models.spec.unet import read_unet_spec
-from models.spec.vae import read_vae_spec
+from models.spec.vae import VAESpec, read_vae_spec
 from models.tiling import tiled_decode, tiled_encode
+from models.vae import KLEncoder, to_network_scale
 from models.weights import load_mmdit, load_tiny_decoder, load_unet, load_vae
 
 Decoder = Callable[[Tensor], Tensor]
@@ -34,7 +36,7 @@ Encoder = Callable[[Tensor, Tensor], Tensor]
 SKIPPED_LAYERS = (7, 8, 9)
 """Joint blocks that the skip-layer variant leaves out, as published for SD3.5-medium."""
 
-TextConditioner = StableDiffusionConditioner | SDXLConditioner | SD3Conditioner
+TextConditioner = StableDiffusionConditioner | SDXLConditioner | SDXLRefinerConditioner | SD3Conditioner
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class TextToImageModel:
     downscale: int
     fast_decoder: Decoder | None = None
     """A small decoder of lesser quality, where the folder has one in ``vae_tiny``."""
+    refiner: TextConditioner | None = None
+    """What conditions the network that takes over near the end, where there is one."""
 
 
 def load(folder: Path) -> TextToImageModel:
@@ -62,19 +66,32 @@ def load(folder: Path) -> TextToImageModel:
         ValueError: the folder is none of the systems named above, or its weights do not fit its configs.
     """
     vae = load_vae(folder)
+    return load_with(folder, load_denoisers(folder), vae.decode, encoder_of(vae.spec, partial(moments_of, vae)))
+
+
+def moments_of(vae: KLEncoder, pictures: Tensor) -> Tensor:
+    """Mean and log-variance of the posterior of pictures [B, 3, H, W], one behind the other: [B, 2 * C, h, w]."""
+    return torch.cat(vae.moments(pictures), dim=1)
+
+
+def encoder_of(spec: VAESpec, moments: Callable[[Tensor], Tensor]) -> Encoder:
+    """The encoder that draws from what ``moments`` says of the posterior, in tiles where pictures are large."""
 
     def encode(pictures: Tensor, noise: Tensor) -> Tensor:
-        moments = tiled_encode(lambda tile: torch.cat(vae.moments(tile), dim=1), pictures, vae.spec.downscale)
-        mean, log_variance = moments.chunk(2, dim=1)
-        return vae.sample(mean, log_variance, noise)
+        mean, log_variance = tiled_encode(moments, pictures, spec.downscale).chunk(2, dim=1)
+        return to_network_scale(mean + torch.exp(0.5 * log_variance) * noise, spec)
 
-    return load_with(folder, load_denoisers(folder), vae.decode, encode)
+    return encode
 
 
-def load_denoisers(folder: Path) -> dict[str, Denoiser]:
-    """The folder's denoising network and its variants, in fp32."""
-    if ModelSpec.read(folder).system.denoiser == "unet":
-        return {"unet": load_unet(folder)}
+def load_denoisers(folder: Path) -> Mapping[str, Denoiser]:
+    """The folder's denoising network with its variants, and the refiner that takes over from it, in fp32."""
+    spec = ModelSpec.read(folder)
+    if spec.system.denoiser == "unet":
+        networks: dict[str, Denoiser] = {"unet": load_unet(folder)}
+        if spec.refiner is not None:
+            networks[REFINER] = load_unet(spec.refiner)
+        return networks
     mmdit = load_mmdit(folder)
     if mmdit.spec.depth <= max(SKIPPED_LAYERS):
         return {"transformer": mmdit}
@@ -82,20 +99,31 @@ def load_denoisers(folder: Path) -> dict[str, Denoiser]:
 
 
 def load_with(
-    folder: Path, denoisers: Mapping[str, Denoiser], decoder: Decoder, encoder: Encoder | None = None
+    folder: Path,
+    denoisers: Mapping[str, Denoiser],
+    decoder: Decoder,
+    encoder: Encoder | None = None,
+    conditioner: TextConditioner | None = None,
+    fast_decoder: Decoder | None = None,
 ) -> TextToImageModel:
-    """As :func:`load`, with the given networks, which may be engines, in place of the folder's own."""
+    """As :func:`load`, with the given networks, which may be engines, in place of the folder's own.
+
+    A conditioner and a fast decoder that are not given are loaded, an encoder is not.
+    """
     spec, vae = ModelSpec.read(folder), read_vae_spec(folder)
+    if fast_decoder is None and (tiny := folder / "vae_tiny").is_dir():
+        fast_decoder = load_tiny_decoder(tiny).decode
     return TextToImageModel(
         spec=spec,
         schedule=Schedule.from_config(spec.scheduler_config),
-        conditioner=load_conditioner(spec),
+        conditioner=conditioner or load_conditioner(spec),
         denoisers=denoisers,
         decoder=lambda latents: tiled_decode(decoder, latents, vae.downscale),
         encoder=encoder,
         latent_channels=vae.latent_channels,
         downscale=vae.downscale,
-        fast_decoder=load_tiny_decoder(tiny).decode if (tiny := folder / "vae_tiny").is_dir() else None,
+        fast_decoder=fast_decoder,
+        refiner=load_refiner_conditioner(spec),
     )
 
 
@@ -103,19 +131,43 @@ def load_conditioner(spec: ModelSpec) -> TextConditioner:
     """The text encoders of a model's folder."""
     if spec.pipeline == "StableDiffusion3Pipeline":
         return SD3Conditioner.load(spec.folder)
-    if spec.pipeline == "StableDiffusionPipeline":
+    if spec.pipeline in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
         return StableDiffusionConditioner.load(spec.folder)
+    if spec.needs == "picture":
+        return SDXLRefinerConditioner.load(spec.folder, read_unet_spec(spec.folder))
     return SDXLConditioner.load(spec.folder, read_unet_spec(spec.folder), spec.zeros_for_empty_prompt)
+
+
+def load_refiner_conditioner(spec: ModelSpec) -> TextConditioner | None:
+    """What conditions the refiner of a model, if it has one.
+
+    Raises:
+        ValueError: its folder is no refiner, or its latents are not those of the base.
+    """
+    if spec.refiner is None:
+        return None
+    refiner, base, other = ModelSpec.read(spec.refiner), read_vae_spec(spec.folder), read_vae_spec(spec.refiner)
+    if refiner.needs != "picture":
+        raise ValueError(f"refiner {refiner.name!r} of {spec.name!r} is no refiner: it takes no aesthetic score")
+    if (base.latent_channels, base.scaling_factor) != (other.latent_channels, other.scaling_factor):
+        raise ValueError(f"refiner {refiner.name!r} has other latents than {spec.name!r}")
+    return load_conditioner(refiner)
 
 
 def prepare(
     model: TextToImageModel, prompt: str, negative_prompt: str, guided: bool, width: int, height: int
 ) -> dict[str, Condition]:
     """The conditions of a row by name; a row that is not ``guided`` needs no negative one."""
-    if not guided:
-        return {"positive": model.conditioner.encode(prompt, width, height)}
-    positive, negative = model.conditioner.encode_pair(prompt, negative_prompt, width, height)
-    return {"positive": positive, "negative": negative}
+    conditions: dict[str, Condition] = {}
+    for prefix, conditioner in (("", model.conditioner), (f"{REFINER}/", model.refiner)):
+        if conditioner is None:
+            continue
+        if guided:
+            positive, negative = conditioner.encode_pair(prompt, negative_prompt, width, height)
+            conditions |= {f"{prefix}positive": positive, f"{prefix}negative": negative}
+        else:
+            conditions[f"{prefix}positive"] = conditioner.encode(prompt, width, height)
+    return conditions
 
 
 @torch.inference_mode()
@@ -138,9 +190,12 @@ def start_row(
 
     Raises:
         ValueError: a side of ``size`` is no such multiple, the picture or mask has another shape, the plan or mask
-            needs a picture and there is none, or the model was loaded without an encoder.
+            needs a picture and there is none, or the model was loaded without an encoder or needs what is not given.
     """
     width, height = size
+    masked = model.spec.needs == "picture and mask"
+    if (model.spec.needs and picture is None) or (masked and mask is None):
+        raise ValueError(f"model {model.spec.name!r} needs a {model.spec.needs}")
     if width % model.downscale or height % model.downscale:
         raise ValueError(f"size is {width}x{height} pixels, expected multiples of {model.downscale}")
     generator = torch.Generator().manual_seed(seed)
@@ -155,14 +210,24 @@ def start_row(
     z = model.encoder(picture[None], torch.randn((1, *shape), generator=generator))[0]
     if mask is None:
         return start(plan, conditions, generator, shape, z)
-    small = F.interpolate((mask[None] >= 0.5).float(), shape[1:])[0]
-    return start(plan, conditions, generator, shape, z, small)
+    hard = (mask[None] >= 0.5).float()
+    small = F.interpolate(hard, shape[1:])[0]
+    if not masked:
+        return start(plan, conditions, generator, shape, z, small)
+    kept = model.encoder(picture[None] * (1.0 - hard), torch.randn((1, *shape), generator=generator))[0]
+    concat = torch.cat([small, kept])
+    return start(plan, {k: c.with_concat(concat) for k, c in conditions.items()}, generator, shape, z)
+
+
+def decode(decoder: Decoder, rows: Sequence[Row]) -> NDArray[np.uint8]:
+    """Finished rows -> uint8 [B, H, W, 3]."""
+    return decode_latents(decoder, torch.stack([row.state[0] for row in rows]))
 
 
 @torch.inference_mode()
-def decode(decoder: Decoder, rows: Sequence[Row]) -> NDArray[np.uint8]:
-    """Finished rows -> uint8 [B, H, W, 3]."""
-    return to_uint8(decoder(torch.stack([row.state[0] for row in rows])))
+def decode_latents(decoder: Decoder, latents: Tensor) -> NDArray[np.uint8]:
+    """[B, C, h, w] in the network's scale -> uint8 [B, H, W, 3]."""
+    return to_uint8(decoder(latents))
 
 
 def to_uint8(pictures: Tensor) -> NDArray[np.uint8]:
@@ -175,7 +240,8 @@ def to_uint8(pictures: Tensor) -> NDArray[np.uint8]:
 def generate(model: TextToImageModel, prompt: str, seed: int, steps: int | None = None) -> NDArray[np.uint8]:
     """One picture with the model's own defaults: uint8 [H, W, 3]. The ten lines that show how the stages meet."""
     spec, guidance = model.spec, Guidance(model.spec.guidance)
-    plan = make_plan(model.schedule, spec.solver, steps or spec.steps, guidance, network=spec.system.denoiser)
+    network, refiner = spec.system.denoiser, spec.hand_over
+    plan = make_plan(model.schedule, spec.solver, steps or spec.steps, guidance, network=network, refiner=refiner)
     conditions = prepare(model, prompt, "", guidance.scale > 1.0, *spec.sizes[0])
     row = start_row(model, plan, conditions, seed, spec.sizes[0])
     while not row.finished:

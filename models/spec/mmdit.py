@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.spec.config import read_json, require
+from models.spec.config import read_config, reading, require
 
 PATCH = 2
 """Latents per token along one side. Every published network of this kind has 2."""
@@ -95,7 +95,9 @@ class MMDiTSpec:
 
 def read_mmdit_spec(folder: Path) -> MMDiTSpec:
     """The spec of ``folder/transformer``."""
-    return MMDiTSpec.from_config(read_json(folder / "transformer" / "config.json"))
+    path = folder / "transformer" / "config.json"
+    with reading(path):
+        return MMDiTSpec.from_config(read_config(path))
 
 
 def _size(config: dict[str, Any], key: str) -> int:

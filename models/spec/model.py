@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from models.spec.config import read_json
-from models.spec.vae import read_vae_spec
+from models.spec.config import read_config, read_json, reading
+from models.spec.vae import VAESpec, read_vae_spec
 
 Task = Literal["text-to-image", "image-to-video"]
+Needs = Literal["", "picture", "picture and mask"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class System:
 
 SYSTEMS = {
     "StableDiffusionPipeline": System("text-to-image", "unet", 50, 7.5),
+    "StableDiffusionInpaintPipeline": System("text-to-image", "unet", 50, 7.5),
     "StableDiffusionXLPipeline": System("text-to-image", "unet", 30, 5.0),
+    "StableDiffusionXLInpaintPipeline": System("text-to-image", "unet", 30, 7.5),
+    "StableDiffusionXLImg2ImgPipeline": System("text-to-image", "unet", 50, 5.0),
     "StableDiffusion3Pipeline": System("text-to-image", "transformer", 28, 7.0),
     "StableVideoDiffusionPipeline": System("image-to-video", "unet", 25, 3.0),
 }
+
+REFINER = "refiner"
+"""The name that lines of a plan give to the network that takes over from the base."""
 
 SOLVER_OF_SCHEDULER = {
     "EulerDiscreteScheduler": "euler",
@@ -64,11 +71,24 @@ class ModelSpec:
     frames: int = 1
     max_steps: int = 150
     max_guidance: float = 30.0
+    needs: Needs = ""
+    """What a request must bring beside its prompt: a picture for a refiner, a mask too for an inpainting network."""
+    refiner: Path | None = None
+    """Folder of the model whose network takes over near the end of a picture (Podell et al. 2023, section 2.5)."""
+    refiner_at: float = 0.8
+    """The share of the training steps after which it does."""
+    licence: str | None = None
+    """Identifier of the licence of its weights, where the folder states one."""
 
     @property
     def system(self) -> System:
         """What all models of this pipeline have in common."""
         return SYSTEMS[self.pipeline]
+
+    @property
+    def hand_over(self) -> tuple[str, float] | None:
+        """What a plan is told of the refiner; see :func:`models.plan.make_plan`."""
+        return None if self.refiner is None else (REFINER, self.refiner_at)
 
     @classmethod
     def read(cls, folder: Path) -> ModelSpec:
@@ -82,24 +102,35 @@ class ModelSpec:
         if pipeline not in SYSTEMS:
             raise ValueError(f"{folder}: pipeline {pipeline!r} is not served; known: {', '.join(SYSTEMS)}")
         system = SYSTEMS[pipeline]
-        network = read_json(folder / system.denoiser / "config.json")
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        card = read_json(folder / "darkroom.json") if (folder / "darkroom.json").exists() else {}
-        distilled = _is_turbo(pipeline, scheduler)
-        native = int(network["sample_size"]) * read_vae_spec(folder).downscale
-        return cls(
-            name=folder.name,
-            folder=folder,
-            pipeline=pipeline,
-            sizes=tuple((int(w), int(h)) for w, h in card.get("sizes", [(native, native)])),
-            steps=int(card.get("steps", 1 if distilled else system.steps)),
-            guidance=float(card.get("guidance", 1.0 if distilled else system.guidance)),
-            solver=card.get("solver", _solver_of(scheduler)),
-            scheduler_config=scheduler,
-            zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
-            frames=int(network.get("num_frames", 1)) if system.task == "image-to-video" else 1,
-            max_guidance=1.0 if distilled else 30.0,
-        )
+        vae = read_vae_spec(folder)
+        with reading(path := folder / system.denoiser / "config.json"):
+            network = read_config(path)
+            native = int(network["sample_size"]) * vae.downscale
+            frames = int(network.get("num_frames", 1)) if system.task == "image-to-video" else 1
+            needs = _needs(system, int(network["in_channels"]), vae, index)
+        with reading(path := folder / "scheduler" / "scheduler_config.json"):
+            scheduler = read_json(path)
+            distilled = _is_turbo(pipeline, scheduler)
+            solver = _solver_of(scheduler)
+        with reading(path := folder / "darkroom.json"):
+            card = read_json(path) if path.exists() else {}
+            return cls(
+                name=folder.name,
+                folder=folder,
+                pipeline=pipeline,
+                sizes=tuple((int(w), int(h)) for w, h in card.get("sizes", [(native, native)])),
+                steps=int(card.get("steps", 1 if distilled else system.steps)),
+                guidance=float(card.get("guidance", 1.0 if distilled else system.guidance)),
+                solver=card.get("solver", solver),
+                scheduler_config=scheduler,
+                zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+                frames=frames,
+                max_guidance=1.0 if distilled else 30.0,
+                needs=needs,
+                refiner=_refiner(folder, card.get("refiner")),
+                refiner_at=float(card.get("refiner_at", cls.refiner_at)),
+                licence=card.get("licence") or _stated_licence(folder / "README.md"),
+            )
 
 
 def find_models(folder: Path) -> dict[str, ModelSpec]:
@@ -123,3 +154,44 @@ def _is_turbo(pipeline: str, scheduler: dict[str, Any]) -> bool:
         and scheduler["_class_name"] == "EulerAncestralDiscreteScheduler"
         and scheduler.get("timestep_spacing") == "trailing"
     )
+
+
+def _needs(system: System, channels: int, vae: VAESpec, index: dict[str, Any]) -> Needs:
+    """From the channels that the network takes: noisy ones alone, or mask and masked picture behind them."""
+    if system.task == "image-to-video":
+        return ""
+    if channels == 2 * vae.latent_channels + 1:
+        return "picture and mask"
+    if channels != vae.latent_channels:
+        expected = f"{vae.latent_channels} or {2 * vae.latent_channels + 1}"
+        raise ValueError(f"config in_channels={channels} is not served here, expected {expected}")
+    return "picture" if index.get("requires_aesthetics_score") else ""
+
+
+def _refiner(folder: Path, name: object) -> Path | None:
+    """The folder beside this one that a card names."""
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or name == "..":
+        raise ValueError(f"refiner {name!r}, expected the name of a folder beside {folder.name}")
+    refiner = folder.parent / name
+    if not (refiner / "model_index.json").exists():
+        raise ValueError(f"refiner {name!r} is not a model folder beside {folder.name}")
+    return refiner
+
+
+def _stated_licence(card: Path) -> str | None:
+    """What the lines at the top of a published model card say, as on a hub: the licence's name, or else its kind."""
+    try:
+        lines = card.read_text(encoding="utf-8", errors="replace")[:10_000].splitlines()
+    except OSError:
+        return None
+    if not lines or lines[0].strip() != "---":
+        return None
+    stated: dict[str, str] = {}
+    for line in lines[1:]:
+        if line.strip() == "---":
+            return stated.get("license_name") or stated.get("license")
+        key, _, value = line.partition(":")
+        stated[key.strip()] = value.strip().strip("\"'")
+    return None

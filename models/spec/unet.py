@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.spec.config import per_level, read_json, require
+from models.spec.config import per_level, read_config, reading, require
 
 _COMMON = {
     "dropout": 0.0,
@@ -147,7 +147,9 @@ class UNetSpec:
 
 def read_unet_spec(folder: Path) -> UNetSpec:
     """The spec of ``folder/unet``."""
-    return UNetSpec.from_config(read_json(folder / "unet" / "config.json"))
+    path = folder / "unet" / "config.json"
+    with reading(path):
+        return UNetSpec.from_config(read_config(path))
 
 
 def _attentive_levels(config: dict[str, Any], temporal: bool, levels: int) -> list[bool]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.spec.config import known, read_json, require
+from models.spec.config import known, read_config, reading, require
 
 _SILENT = {"block_out_channels": (64,), "layers_per_block": 1}
 """What the published classes assume where a config says nothing."""
@@ -162,22 +162,30 @@ class TinyAutoencoderSpec(AutoencoderSpec):
 
 def read_vae_spec(folder: Path, part: str = "vae") -> VAESpec:
     """The spec of ``folder/part``."""
-    return VAESpec.from_config(read_json(folder / part / "config.json"))
+    path = folder / part / "config.json"
+    with reading(path):
+        return VAESpec.from_config(read_config(path))
 
 
 def read_temporal_vae_spec(folder: Path, part: str = "vae") -> TemporalVAESpec:
     """The spec of ``folder/part``."""
-    return TemporalVAESpec.from_config(read_json(folder / part / "config.json"))
+    path = folder / part / "config.json"
+    with reading(path):
+        return TemporalVAESpec.from_config(read_config(path))
 
 
 def read_vq_spec(folder: Path, part: str = "vqvae") -> VQSpec:
     """The spec of ``folder/part``."""
-    return VQSpec.from_config(read_json(folder / part / "config.json"))
+    path = folder / part / "config.json"
+    with reading(path):
+        return VQSpec.from_config(read_config(path))
 
 
 def read_tiny_spec(folder: Path) -> TinyAutoencoderSpec:
     """The spec in ``folder`` itself: these autoencoders are published alone."""
-    return TinyAutoencoderSpec.from_config(read_json(folder / "config.json"))
+    path = folder / "config.json"
+    with reading(path):
+        return TinyAutoencoderSpec.from_config(read_config(path))
 
 
 def _scaled_fields(cls: type, config: dict[str, Any]) -> dict[str, Any]:

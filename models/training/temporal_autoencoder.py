@@ -27,7 +27,7 @@ SPEC = TemporalVAESpec(
     norm_num_groups=32,
     force_upcast=False,
 )
-RECIPE = Recipe(steps=2_400, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.6)
+RECIPE = Recipe(steps=1_800, peak_lr=1e-3, final_lr=2e-5, warmup=100, decay=0.6)
 CLIPS = 4
 FRAMES = 4
 CROP = 32

@@ -23,29 +23,40 @@ LIMITS = """\
 
 def card(report: Mapping[str, Any]) -> str:
     """The model card, in Markdown, from the content of ``evaluation.json``."""
-    name, defaults = report["model"], report["defaults"]
+    made = report["training"].items()
     parameters = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in report["parameters"].items())
-    recipe = "\n".join(
-        f"- {part}: " + ", ".join(f"{k} {v}" for k, v in content.items())
-        for part, content in report["training"].items()
-    )
+    recipe = "\n".join(f"- {part}: " + ", ".join(f"{k} {v}" for k, v in content.items()) for part, content in made)
+    sections = {
+        "How to use": _use(report),
+        "Quality": _quality(report),
+        "Limits": LIMITS.rstrip(),
+        "Data": _data(),
+        "Training": f"Parameters: {parameters}. Trained on {report['trained_on']}.\n\n{recipe}",
+    }
+    return _head(report) + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
+
+
+def _head(report: Mapping[str, Any]) -> str:
     return f"""\
 ---
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: image-to-video
 ---
-# {name}
+# {report["model"]}
 
 A small image-to-video model in the format of Stable Video Diffusion, trained from nothing for Darkroom: a drawing of
-{"x".join(map(str, defaults["size"]))} pixels becomes a clip of {report["frames"]} frames. Its latent space is that of
-emoji-xl. It exists to have weights that are free, small and honest, and that take the same path through the server as
-SVD.
+{"x".join(map(str, report["defaults"]["size"]))} pixels becomes a clip of {report["frames"]} frames. Its latent space is
+that of emoji-xl. It exists to have weights that are free, small and honest, and that take the same path through the
+server as SVD.
 
 ![Inputs, on the left, and the frames made of them](samples.png)
+"""
 
-## How to use
 
+def _use(report: Mapping[str, Any]) -> str:
+    name, defaults = report["model"], report["defaults"]
+    return f"""\
     darkroom animate picture.png --model {name} -o clip.mp4
 
 With diffusers:
@@ -53,39 +64,7 @@ With diffusers:
     from diffusers import StableVideoDiffusionPipeline
     pipeline = StableVideoDiffusionPipeline.from_pretrained("models/zoo/{name}")
     frames = pipeline(picture, width={defaults["size"][0]}, height={defaults["size"][1]}, num_frames={report["frames"]},
-                      num_inference_steps={defaults["steps"]}, max_guidance_scale={defaults["guidance"]}).frames[0]
-
-## Quality
-
-{report["inputs"]} drawings of the styles that training saw, and as many of styles that neither the UNet nor the vision
-tower saw. Seeds from {report["first_seed"]} on, {defaults["steps"]} steps of {defaults["solver"]}, guidance 1 to
-{defaults["guidance"]} over the frames, pictures in [0, 1].
-
-{_quality(report)}
-
-The classifier of frame order is a logistic regression on how the distance of two frames grows with the time between
-them. It learnt from real clips and tells {percent(report["order_of_real_clips"])} of others rightly. Still regions are
-the pixels, {percent(report["known"]["flicker"]["still_share_of_pixels"])} of all, that nothing moves over.
-
-All figures, with versions and weight hashes: `evaluation.json`.
-
-## Limits
-
-{LIMITS.rstrip()}
-
-## Data
-
-{_data()}
-
-Attribution: `../NOTICE`. The rest of the motion is procedural: drawings that bounce, drift, pulse, spin and sway, with
-a flow that is known exactly. The motion bucket is 64 times the mean speed in pixels a frame.
-
-## Training
-
-Parameters: {parameters}. Trained on {report["trained_on"]}.
-
-{recipe}
-"""
+                      num_inference_steps={defaults["steps"]}, max_guidance_scale={defaults["guidance"]}).frames[0]"""
 
 
 def _quality(report: Mapping[str, Any]) -> str:
@@ -107,11 +86,25 @@ def _quality(report: Mapping[str, Any]) -> str:
         row("flicker of still regions", "flicker.generated", "flicker.still_clips_decoded"),
     ]
     head = ("measure", "styles seen", "styles unseen", "control")
+    defaults = report["defaults"]
     note = (
         "Controls, in order: another input's picture; another clip's bucket; the same inputs at bucket 127; clips of "
         "one frozen frame; the input as a still clip, encoded and decoded."
     )
-    return f"{table(head, rows)}\n\n{note}"
+    return f"""\
+{report["inputs"]} drawings of the styles that training saw, and as many of styles that neither the UNet nor the vision
+tower saw. Seeds from {report["first_seed"]} on, {defaults["steps"]} steps of {defaults["solver"]}, guidance 1 to
+{defaults["guidance"]} over the frames, pictures in [0, 1].
+
+{table(head, rows)}
+
+{note}
+
+The classifier of frame order is a logistic regression on how the distance of two frames grows with the time between
+them. It learnt from real clips and tells {percent(report["order_of_real_clips"])} of others rightly. Still regions are
+the pixels, {percent(report["known"]["flicker"]["still_share_of_pixels"])} of all, that nothing moves over.
+
+All figures, with versions and weight hashes: `evaluation.json`."""
 
 
 def _read(figures: Mapping[str, Any], path: str) -> str:
@@ -126,4 +119,8 @@ def _data() -> str:
     for package in (*ARTWORK, *ANIMATIONS):
         work, maker, _ = CREDITS[package.name]
         rows.append((work, package.style or "animated", maker, package.licence, f"{package.name} {package.version}"))
-    return table(("work", "style", "by", "licence", "npm package"), rows)
+    return f"""\
+{table(("work", "style", "by", "licence", "npm package"), rows)}
+
+Attribution: `../NOTICE`. The rest of the motion is procedural: drawings that bounce, drift, pulse, spin and sway, with
+a flow that is known exactly. The motion bucket is 64 times the mean speed in pixels a frame."""

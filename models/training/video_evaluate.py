@@ -49,7 +49,7 @@ MOST_ASKED = 192
 REAL_CLIPS = 400
 UNSEEN_STYLES = ("blob", "classic", "gradient")
 SHEET = 8
-SHEET_BYTES = 1536 * 1024
+SHEET_BYTES = 768 * 1024
 VERSIONS = ("numpy", "pillow", "resvg_py", "safetensors", "torch", "transformers")
 
 

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from models.preview import fit_latent_rgb, latent_preview
+from models.conditioners.condition import Condition
+from models.families.row import advance, start
+from models.guidance import Guidance
+from models.plan import Schedule, make_plan
+from models.preview import clean_estimate, fit_latent_rgb, latent_preview, moment
 from models.weights import load_vae
 
 EMOJI_XL = Path(__file__).resolve().parents[2] / "models" / "zoo" / "emoji-xl"
@@ -89,3 +93,33 @@ def test_previews_of_the_shipped_model_show_the_picture() -> None:
     assert (preview - small).square().mean().sqrt() < 0.4 * mean_colour
     elsewhere = latent_preview(latents[24:].roll(1, dims=0), matrix).float()
     assert (elsewhere - small).square().mean().sqrt() > 0.8 * mean_colour  # a control: another picture's preview
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "solver", ["euler", "euler-ancestral", "ddim", "dpm++2m", "dpm++2m-sde", "heun", "plms", "unipc"]
+)
+def test_the_clean_estimate_is_that_of_the_network(solver: str, masked: bool) -> None:
+    """A network that knows the clean latent: it tells the noise that leads there, whatever the row is."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
+    plan = make_plan(Schedule.from_config({"_class_name": "EulerDiscreteScheduler", **betas}), solver, 6, Guidance(1.0))
+    shape = (2, 3, 4)
+    clean, condition = drawn(*shape, seed=3), Condition(torch.zeros(1, 1), torch.zeros(1))
+    mask, picture = (drawn(1, 3, 4, seed=4) > 0).float(), drawn(*shape, seed=5)
+    row = start(
+        plan, {"positive": condition}, torch.Generator().manual_seed(1), shape, picture, mask if masked else None
+    )
+    expected = mask * clean + (1 - mask) * picture if masked else clean
+
+    def network(x: Tensor, *_: Tensor) -> Tensor:
+        line = plan.lines[row.line]
+        return ((clean - line.c_skip * row.state[0]) / line.c_out)[None]
+
+    while not row.finished:
+        before = moment(row)
+        advance({"unet": network}, [row])
+        estimate = clean_estimate(before, row)
+        if before.line.b[0]:
+            torch.testing.assert_close(estimate, expected, rtol=2e-3, atol=2e-3)
+        else:
+            assert torch.equal(estimate, row.state[0])

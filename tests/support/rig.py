@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from models.families.row import Denoiser
@@ -16,14 +20,16 @@ from models.families.text_to_image import Decoder
 from models.spec.model import ModelSpec
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.job import Job, TextToImage
+from service.jobs.job import ImageToVideo, Job, PictureRequest, TextToImage
 from service.jobs.sqlite import SQLiteStore
 from service.metrics import WorkerMetrics
 from service.worker.batch import Stage
+from service.worker.input import NO_INPUTS, Inputs
 from service.worker.loop import Worker
 from service.worker.media import encode_picture
+from service.worker.picture import Picture
 from service.worker.residency import LoadedModel, Residency
-from service.worker.runner import Picture, Runner
+from service.worker.runner import Runner
 
 NAME = "worker-under-test"
 
@@ -43,19 +49,59 @@ def make_request(**changes: Any) -> TextToImage:
     return TextToImage(**{**values, **changes})
 
 
-def denoised(loaded: LoadedModel, request: TextToImage, seed: int) -> Picture:
+def make_clip(image: str = "", **changes: Any) -> ImageToVideo:
+    """A request for the tiny video model, which makes three frames at a time."""
+    values: dict[str, Any] = {
+        "model": "tiny-svd",
+        "width": 32,
+        "height": 32,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+        "scheduler": "euler",
+        "seed": 7,
+        "image": image,
+        "frames": 3,
+        "fps": 7,
+        "output_compression": 90,
+    }
+    return ImageToVideo(**{**values, **changes})
+
+
+def a_picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
+    """Smooth levels: uint8 [H, W, 3]."""
+    rows, columns = np.mgrid[0 : size[1], 0 : size[0]]
+    levels = [rows * 7 + seed * 40, columns * 5, rows * 2 + columns * 3]
+    return (np.stack(levels, axis=-1) % 256).astype(np.uint8)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A png of [H, W, 3] or [H, W]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def denoised(loaded: LoadedModel, request: PictureRequest, seed: int, inputs: Inputs = NO_INPUTS) -> Picture:
     """One picture of the request, ready to be decoded, made with nothing beside it."""
-    picture, runner = Picture(request, seed, 0.0, loaded, loaded.numerics(request.deterministic)), Runner()
+    picture = Picture(request, seed, 0.0, loaded, loaded.numerics(request.deterministic), inputs)
+    runner = Runner()
     runner.encode([picture])
     while picture.stage is Stage.DENOISE:
         runner.denoise([picture])
     return picture
 
 
-def alone(loaded: LoadedModel, request: TextToImage) -> list[bytes]:
+def alone(loaded: LoadedModel, request: PictureRequest, inputs: Inputs = NO_INPUTS) -> list[bytes]:
     """The bytes of the request's pictures, each made with nothing beside it."""
-    pictures = [denoised(loaded, request, seed) for seed in range(request.seed, request.seed + request.n)]
-    return [encode_picture(Runner().decode([picture])[0], request, picture.seed) for picture in pictures]
+    pictures = [denoised(loaded, request, seed, inputs) for seed in range(request.seed, request.seed + request.n)]
+    return [encode_picture(pixels_of(picture), request, picture.seed) for picture in pictures]
+
+
+def pixels_of(picture: Picture) -> NDArray[np.uint8]:
+    """A denoised picture, decoded with nothing beside it."""
+    Runner().decode([picture])
+    assert picture.pixels is not None
+    return picture.pixels
 
 
 @dataclass
@@ -96,16 +142,30 @@ class Rig:
     """A worker, and the server's side of its store and bus."""
 
     def __init__(
-        self, folder: Path, loaded: LoadedModel, load: Callable[[ModelSpec], LoadedModel] | None = None
+        self,
+        folder: Path,
+        loaded: LoadedModel,
+        load: Callable[[ModelSpec], LoadedModel] | None = None,
+        others: Sequence[LoadedModel] = (),
     ) -> None:
         self.loaded, self.unet, self.decoder = watch(loaded)
+        models = {model.model.spec.name: model for model in (self.loaded, *others)}
         self.store, self.api = SQLiteStore(folder / "jobs.sqlite3"), Bus(folder / "bus")
         self.artifacts, self.metrics = ArtifactStore(folder / "artifacts"), WorkerMetrics()
-        self.residency = Residency({loaded.model.spec.name: loaded.model.spec}, load or (lambda _: self.loaded))
+        self.models = specs = {name: model.model.spec for name, model in models.items()}
+        self.residency = Residency(specs, load or (lambda spec: models[spec.name]))
         self.bus = Bus(folder / "bus")
-        self.worker = Worker(
-            NAME, self.store, self.bus, self.artifacts, self.residency, self.metrics, 30.0, [loaded.model.spec.name]
-        )
+        self.worker = self._worker(NAME)
+
+    def _worker(self, name: str) -> Worker:
+        shared = (self.store, self.bus, self.artifacts, self.residency, self.metrics)
+        return Worker(name, *shared, 30.0, list(self.models))
+
+    def lose_worker(self) -> None:
+        """The worker is lost with all its leases, and another takes its place."""
+        self.store.reap(NAME)
+        self.worker.close()
+        self.worker = self._worker(f"{NAME}-2")
 
     def close(self) -> None:
         """Stop in the order of ``run_worker``."""
@@ -116,9 +176,17 @@ class Rig:
 
     def submit(self, **changes: Any) -> Job:
         """Accept a job as the API does."""
-        job = self.store.submit(make_request(**changes))
+        return self.send(make_request(**changes))
+
+    def send(self, request: PictureRequest | ImageToVideo, **how: Any) -> Job:
+        """Accept any request as the API does; ``how`` are its priority and deadline."""
+        job = self.store.submit(request, **how)
         self.api.publish(Event("submitted", job.id))
         return job
+
+    def put(self, pixels: NDArray[np.uint8]) -> str:
+        """Store an input picture; returns its name."""
+        return self.artifacts.put(png(pixels))
 
     def cancel(self, job: Job, tell: bool = True) -> None:
         """Cancel a job as the API does; without ``tell`` the event was lost."""

@@ -1,0 +1,64 @@
+"""Any network from its published config, without memory for its weights, to learn which parameters it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+)
+
+from models.checkpoints.stored import Namings
+from models.encoders import encoder_namings
+from models.mmdit import MMDiT
+from models.spec.mmdit import MMDiTSpec
+from models.spec.unet import UNetSpec
+from models.spec.vae import TemporalVAESpec, VAESpec, VQSpec
+from models.temporal_decoder import TemporalDecoderVAE
+from models.unet import UNet
+from models.vae import VAE
+from models.vq import VQ
+from models.weights import network_namings
+
+Config = Mapping[str, Any]
+_MAKE: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "UNet2DConditionModel": lambda config: UNet(UNetSpec.from_config(config)),
+    "UNetSpatioTemporalConditionModel": lambda config: UNet(UNetSpec.from_config(config)),
+    "SD3Transformer2DModel": lambda config: MMDiT(MMDiTSpec.from_config(config)),
+    "AutoencoderKL": lambda config: VAE(VAESpec.from_config(config)),
+    "AutoencoderKLTemporalDecoder": lambda config: TemporalDecoderVAE(TemporalVAESpec.from_config(config)),
+    "VQModel": lambda config: VQ(VQSpec.from_config(config)),
+    "CLIPTextModel": lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)),
+    "CLIPTextModelWithProjection": lambda config: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config)),
+    "CLIPVisionModelWithProjection": lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config)),
+    "T5EncoderModel": lambda config: T5EncoderModel(T5Config.from_dict(config)),
+}
+"""By the class that a config names."""
+
+
+def blank_network(config: Config) -> nn.Module:
+    """The network of a published config, on the meta device.
+
+    Raises:
+        ValueError: the config is of none of the networks that are served here.
+    """
+    named = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    if named not in _MAKE:
+        raise ValueError(f"a network of class {named!r} is not served; known: {', '.join(_MAKE)}")
+    with torch.device("meta"):
+        return _MAKE[named](dict(config))
+
+
+def namings(network: nn.Module) -> Namings:
+    """How published files call the parameters of any network here."""
+    return encoder_namings(network) if isinstance(network, PreTrainedModel) else network_namings(network)

@@ -1,0 +1,83 @@
+"""Text and vision encoders from published checkpoints. The networks are the transformers library's; what is read, and
+how strictly, is as for our own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from models.checkpoints.clip import clip_names, open_clip_names, t5_names
+from models.checkpoints.single_file import Layout
+from models.checkpoints.source import Naming, below
+from models.checkpoints.stored import Namings, find_stored
+from models.spec.config import read_config
+
+E = TypeVar("E", CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5EncoderModel)
+T = TypeVar("T", CLIPTokenizer, T5Tokenizer)
+
+
+def load_encoder(cls: type[E], folder: Path, dtype: torch.dtype = torch.float32) -> E:
+    """The encoder of a folder such as ``text_encoder`` in ``dtype``, for inference; its weights from there, or from the
+    single file that lies in the folder above.
+
+    Raises:
+        ValueError: a file is missing or damaged, or keys or shapes do not match its config to the letter.
+    """
+    path = folder / "config.json"
+    content = read_config(path)
+    try:
+        config = cast(Any, cls).config_class.from_dict(content)
+        with torch.device("meta"):
+            network = cls(config)
+    except Exception as error:  # the library has errors of its own for what a config may hold
+        raise ValueError(f"{path} makes no sense: {error}") from error
+    state = dict(find_stored(folder, network, encoder_namings(network)).read())
+    disable_progress_bar()  # a bar for every encoder would fill the worker's log
+    return cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval().requires_grad_(False)
+
+
+def read_tokenizer(cls: type[T], folder: Path) -> T:
+    """The tokenizer in a folder such as ``tokenizer``.
+
+    Raises:
+        ValueError: there is none, or it makes no sense.
+    """
+    if not folder.is_dir():  # the library would take its path for the name of something to download
+        raise ValueError(f"{folder} is missing")
+    try:
+        return cls.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each kind of damage has an error of its own
+        raise ValueError(f"{folder} holds no tokenizer that makes sense: {error}") from error
+
+
+def encoder_namings(network: PreTrainedModel) -> Namings:
+    """How published files call the parameters of such an encoder, which may be on the meta device."""
+    naming = t5_names if isinstance(network, T5EncoderModel) else clip_names
+
+    def in_single_file(layout: Layout, part: str) -> Naming:
+        prefix = layout.scopes[part][0]
+        if layout.name == "sd3" and part == "text_encoder":
+            return _or_identity(below(prefix, naming))
+        return below(prefix, open_clip_names if layout.is_open_clip(part) else naming)
+
+    # Stable Diffusion 2 takes what the last layer but one makes, and its files have the last one too.
+    layers = getattr(network.config, "num_hidden_layers", 0)
+    return Namings(naming, in_single_file, rf"cond_stage_model\.model\.transformer\.resblocks\.{layers}\..*")
+
+
+def _or_identity(naming: Naming) -> Naming:
+    """In SD3's single files the first tower has no projection: it was trained with the identity in its place."""
+    return lambda name: tuple(replace(source, or_identity=name == "text_projection.weight") for source in naming(name))

@@ -1,0 +1,97 @@
+"""UNets and autoencoders in LDM's names: the published key lists through diffusers' own converters, and through
+ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from torch import nn
+
+from models.blank import blank_network, namings
+from models.checkpoints.ldm import LdmUNetNames
+from models.checkpoints.single_file import UNET, VAE
+from models.checkpoints.stored import shapes
+from models.checkpoints.systems import systems
+from models.unet import UNet
+from tests.support.single_files import LAYOUT, key_list, shapes_of
+
+UNETS = {
+    "unet-sd1": "stable-diffusion-1.5",
+    "unet-sd2": "stable-diffusion-2.1",
+    "unet-sdxl": "sdxl",
+    "unet-sdxl-refiner": "sdxl-refiner",
+}
+VAES = {"vae-kl": "sdxl", "vae-sd3": "sd3-medium"}
+
+
+def published(cls: type[nn.Module], config: dict[str, Any]) -> nn.Module:
+    """A network of diffusers without memory."""
+    with torch.device("meta"):
+        return cls.from_config(config)
+
+
+def assert_one_to_one(system: str, part: str, keys: dict[str, torch.Tensor]) -> None:
+    """Every parameter has one key whose shape fits, and every key is used."""
+    network = blank_network(systems()[system].parts[part])
+    naming = namings(network).in_single_file
+    assert naming is not None
+    sources = {name: naming(LAYOUT[systems()[system].layout], part)(name) for name in shapes(network)}
+    assert all(len(candidates) == 1 for candidates in sources.values())
+    assert {candidates[0].name for candidates in sources.values()} == keys.keys()
+    for name, shape in shapes(network).items():
+        assert sources[name][0].fits(tuple(keys[sources[name][0].name].shape), shape), name
+
+
+@pytest.mark.parametrize("keys", UNETS)
+def test_published_unets_in_their_names_and_ours(keys: str) -> None:
+    config = systems()[UNETS[keys]].parts["unet"]
+    listed = key_list(keys, UNET)
+    converted = convert_ldm_unet_checkpoint(dict(listed), config)
+    assert shapes_of(converted) == shapes_of(published(UNet2DConditionModel, config).state_dict())
+    assert shapes_of(converted) == shapes(blank_network(config))
+    assert_one_to_one(UNETS[keys], "unet", listed)
+
+
+@pytest.mark.parametrize("keys", VAES)
+def test_published_autoencoders_in_their_names_and_ours(keys: str) -> None:
+    config = systems()[VAES[keys]].parts["vae"]
+    listed = key_list(keys, VAE)
+    converted = convert_ldm_vae_checkpoint(dict(listed), config)
+    assert shapes_of(converted) == shapes_of(published(AutoencoderKL, config).state_dict())
+    assert shapes_of(converted) == shapes(blank_network(config))
+    assert_one_to_one(VAES[keys], "vae", listed)
+
+
+def test_the_video_networks_in_their_names_and_ours() -> None:
+    """diffusers has no converter for these: the lists are in the names of the authors' own code."""
+    assert_one_to_one("svd-xt", "unet", key_list("unet-svd", UNET))
+    listed = key_list("vae-svd")
+    assert_one_to_one("svd-xt", "vae", listed)
+    theirs = published(AutoencoderKLTemporalDecoder, systems()["svd-xt"].parts["vae"]).state_dict()
+    assert shapes_of(theirs) == shapes(blank_network(systems()["svd-xt"].parts["vae"]))
+    prefixes = {key.split(".decoder.")[0].split(".encoder.encoder.")[0] for key in listed if "quant" not in key}
+    assert prefixes == {"first_stage_model", "conditioner.embedders.3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "published_name"),
+    [
+        ("conv_in.weight", "input_blocks.0.0.weight"),
+        ("down_blocks.0.attentions.1.proj_in.bias", "input_blocks.2.1.proj_in.bias"),
+        ("down_blocks.1.downsamplers.0.conv.bias", "input_blocks.6.0.op.bias"),
+        ("mid_block.resnets.1.conv2.weight", "middle_block.2.out_layers.3.weight"),
+        ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
+        ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
+        ("up_blocks.3.resnets.2.conv_shortcut.weight", "output_blocks.11.0.skip_connection.weight"),
+        ("time_embedding.linear_2.bias", "time_embed.2.bias"),
+    ],
+)
+def test_names_of_stable_diffusion(name: str, published_name: str) -> None:
+    """By hand, from the file of Stable Diffusion 1.5."""
+    network = blank_network(systems()["stable-diffusion-1.5"].parts["unet"])
+    assert isinstance(network, UNet)
+    assert [source.name for source in LdmUNetNames(network.spec)(name)] == [published_name]
