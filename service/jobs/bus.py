@@ -22,7 +22,7 @@ _REMEMBERED = 1024  # jobs whose last report is known; the end of one may come f
 @dataclass(frozen=True)
 class Event:
     """What happened: a job was submitted (``job`` may be absent), cancelled, finished in any way, or has done ``step``
-    of its ``steps``. With type ``preview``, its picture ``index`` looks by then as the artifact ``preview`` shows, which
+    of its ``steps``. With type ``preview``: its picture ``index`` looks by then as the artifact ``preview`` does, which
     is number ``part`` of those its request asked for, counted from 0."""
 
     type: Literal["submitted", "cancelled", "progress", "preview", "finished"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import redis
 from pydantic import TypeAdapter
@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from service.errors import QueueFull, Unavailable, UnknownJob
 from service.jobs import redis_scripts as scripts
-from service.jobs.job import REQUEST, Job, JobError, JobState, Lease, Priority, Request, Result
+from service.jobs.job import REQUEST, Job, JobError, JobState, Lease, Priority, Request, Result, Task
 from service.jobs.redis_keys import prefix
 from service.jobs.store import (
     HEAD_START_S,
@@ -31,6 +31,7 @@ from service.jobs.store import (
 logger = logging.getLogger(__name__)
 
 _RESULTS = TypeAdapter(tuple[Result, ...])
+_HEAD_STARTS = [item for name, seconds in HEAD_START_S.items() for item in (name.value, round(seconds * 1e6))]
 _OUT_OF_REACH = ("MISCONF", "OOM", "READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN")
 """Answers of a server that takes no writes now: its disk or memory is full, it starts, or it is a replica."""
 
@@ -103,7 +104,9 @@ class RedisStore:
             "" if deadline_s is None else _us(deadline_s),
             priority.value,
             request.model,
+            request.task,
             text,
+            *request.inputs,
         )
         if said == "full":
             raise QueueFull(f"{content} jobs are waiting, and the limit is {self._max_queued}")
@@ -116,7 +119,6 @@ class RedisStore:
         """Take queued jobs; see :meth:`JobStore.claim`."""
         if limit <= 0 or models is not None and not models:
             return []
-        head_starts = [item for name, seconds in HEAD_START_S.items() for item in (name.value, _us(seconds))]
         secret = secrets.token_urlsafe(24)
         ends, found = self._run(
             scripts.CLAIM,
@@ -126,7 +128,7 @@ class RedisStore:
             limit,
             secret,
             len(HEAD_START_S),
-            *head_starts,
+            *_HEAD_STARTS,
             *(models or ()),
         )
         jobs = [_job(flat) for flat in found]
@@ -145,7 +147,7 @@ class RedisStore:
     def complete(self, lease_id: str, results: Sequence[Result]) -> bool:
         """Record the outcome; see :meth:`JobStore.complete`."""
         text = _RESULTS.dump_json(tuple(results)).decode()
-        artifacts = (result.content_sha256 for result in results)
+        artifacts = (artifact for result in results for artifact in result.artifacts)
         return self._end(lease_id, JobState.COMPLETED, "results", text, artifacts)
 
     def fail(self, lease_id: str, error: JobError) -> bool:
@@ -157,14 +159,35 @@ class RedisStore:
         flat = self._run(scripts.CANCEL, self._now(), job_id)
         return _job(flat) if flat else None
 
+    def delete(self, job_id: str) -> Job | None:
+        """Forget a job; see :meth:`JobStore.delete`."""
+        flat = self._run(scripts.DELETE, self._now(), job_id)
+        return _job(flat) if flat else None
+
+    def position(self, job_id: str) -> int | None:
+        """Queued jobs before this one, exactly; see :meth:`JobStore.position`."""
+        before = self._run(scripts.POSITION, "", job_id, *_HEAD_STARTS)
+        return None if before is None else int(before)
+
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
         flat = self._run(scripts.GET, "", job_id)
         return _job(flat) if flat else None
 
-    def list(self, limit: int, after: str | None = None, state: JobState | None = None) -> list[Job]:
-        """Newest first; see :meth:`JobStore.list`."""
-        found = self._run(scripts.LIST, "", max(limit, 0), after or "", "" if state is None else state.value)
+    def list(
+        self,
+        limit: int,
+        after: str | None = None,
+        state: JobState | None = None,
+        *,
+        tasks: Collection[Task] | None = None,
+        oldest_first: bool = False,
+    ) -> list[Job]:
+        """A page of jobs; see :meth:`JobStore.list`."""
+        states = [state] if state is not None else [] if tasks is None else list(JobState)
+        among = get_args(Task) if tasks is None else set(tasks)
+        order = int(oldest_first)
+        found = self._run(scripts.LIST, "", max(limit, 0), after or "", order, len(states), *states, *among)
         if found is None:
             raise UnknownJob(f"there is no job {after!r} to list from", param="after")
         return [_job(flat) for flat in found]
@@ -184,19 +207,22 @@ class RedisStore:
 
     def stats(self) -> QueueStats:
         """Depths, ages and ends; see :meth:`JobStore.stats`."""
-        queued, running, queues, ends = self._run(scripts.STATS, "")
+        running, queues, ends = self._run(scripts.STATS, "")
         # Of each class the queues of its models: how many jobs, and the one that was accepted first.
         classes: dict[Priority, list[tuple[int, int, int]]] = {}
-        for name, jobs, accepted, created in queues:
+        models: dict[str, int] = {}
+        for name, model, jobs, accepted, created in queues:
             classes.setdefault(Priority(name), []).append((int(accepted), int(created), int(jobs)))
+            models[model] = models.get(model, 0) + int(jobs)
         return QueueStats(
-            queued=queued,
+            queued=sum(models.values()),
             running=running,
             oldest_queued_at=min(head for heads in classes.values() for head in heads)[1] / 1e6 if classes else None,
             classes={
                 priority: ClassStats(sum(jobs for _, _, jobs in heads), min(heads)[1] / 1e6)
                 for priority, heads in classes.items()
             },
+            models=models,
             ended={JobState(state): int(jobs) for state, jobs in _pairs(ends).items()},
         )
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from service.jobs.redis_keys import PRELUDE
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,32 @@ def _script(body: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-# Version. Returns the one that is there, which is this one where there was none.
+# Version. Returns the one that is there, which is this one where there was none or an earlier one. No process of an
+# earlier version may be at work then.
 OPEN: Final = _script("""
 redis.call('SETNX', K.schema, ARGV[1])
+if redis.call('GET', K.schema) == '1' then  -- a state was one sorted set for all tasks
+  for _, id in ipairs(redis.call('ZRANGE', K.all, 0, -1)) do
+    local job = get(id, 'state', 'accepted', 'request')
+    local task = cjson.decode(job[3]).task
+    redis.call('HSET', K.job(id), 'task', task)
+    redis.call('ZREM', P .. 'state:' .. job[1], id)
+    move(id, task, nil, job[1], job[2])
+  end
+  redis.call('SET', K.schema, ARGV[1])
+end
 return redis.call('GET', K.schema)
 """)
 
 # now, limit of the queue, random part of the id, idempotency key or '', deadline in microseconds from now or '',
-# class, model, request. Returns {'queued', job}, {'known', job} or {'full', number of queued jobs}.
+# class, model, task, request, its artifacts. Returns {'queued', job}, {'known', job} or {'full', number of queued}.
 SUBMIT: Final = _script("""
-local limit, random, key, deadline, class, model, request = unpack(ARGV, 2)
+local limit, random, key, deadline, class, model, task, request = unpack(ARGV, 2, 9)
 if key ~= '' then
   local id = redis.call('HGET', K.keys, key)
   if id then return {'known', whole(id)} end
 end
-local queued = redis.call('ZCARD', K.state('queued'))
+local queued = count('queued')
 if queued >= tonumber(limit) then return {'full', queued} end
 local now = now_us()
 local accepted = math.max(now, (tonumber(redis.call('GET', K.clock)) or 0) + 1)
@@ -52,7 +63,7 @@ local id = string.format('%014x', accepted) .. random
 accepted = str(accepted)
 local queue = class .. ':' .. model
 redis.call('HSET', K.job(id), 'id', id, 'state', 'queued', 'created', str(now), 'accepted', accepted,
-  'priority', class, 'queue', queue, 'attempts', 0, 'request', request)
+  'priority', class, 'queue', queue, 'attempts', 0, 'task', task, 'request', request)
 if deadline ~= '' then
   deadline = str(now + tonumber(deadline))
   redis.call('HSET', K.job(id), 'deadline', deadline)
@@ -61,8 +72,9 @@ if key ~= '' then
   redis.call('HSET', K.job(id), 'key', key)
   redis.call('HSET', K.keys, key, id)
 end
+refer(id, 10)
 redis.call('ZADD', K.all, accepted, id)
-move(id, nil, 'queued', accepted)
+move(id, task, nil, 'queued', accepted)
 enqueue(id, queue, accepted, deadline ~= '' and deadline or nil)
 return {'queued', whole(id)}
 """)
@@ -97,12 +109,12 @@ table.sort(heads, function(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b
 local jobs = {}
 for i = 1, math.min(limit, #heads) do
   local id = heads[i][3]
-  local job = get(id, 'accepted', 'queue', 'deadline')
+  local job = get(id, 'accepted', 'queue', 'deadline', 'task')
   if job[3] and tonumber(job[3]) <= now then  -- one of more than a call of expire ends
     finish(id, 'expired', now)
   else
     dequeue(id, job[2], job[3])
-    move(id, 'queued', 'running', job[1])
+    move(id, job[4], 'queued', 'running', job[1])
     redis.call('HSET', K.job(id), 'state', 'running', 'started', str(now), 'worker', worker,
       'lease', id .. '.' .. secret)
     redis.call('HINCRBY', K.job(id), 'attempts', 1)
@@ -143,31 +155,67 @@ END: Final = _script("""
 local id = leased(ARGV[2])
 if not id then return 0 end
 finish(id, ARGV[3], now_us(), ARGV[4], ARGV[5])
-for i = 6, #ARGV do use(ARGV[i]) end
-if #ARGV > 5 then redis.call('HSET', K.job(id), 'artifacts', table.concat(ARGV, ' ', 6)) end
+refer(id, 6)
 return 1
 """)
 
 # now, job id. Returns the job, empty for none.
 CANCEL: Final = _script("""
-local state = get(ARGV[2], 'state')[1]
-if state == 'queued' or state == 'running' then finish(ARGV[2], 'cancelled', now_us()) end
+cancel(ARGV[2])
 return whole(ARGV[2])
+""")
+
+# now, job id. Returns the job, empty for none.
+DELETE: Final = _script("""
+cancel(ARGV[2])
+local job = whole(ARGV[2])
+if #job > 0 then forget(ARGV[2], {}) end
+return job
+""")
+
+# now, job id, each class and its head start. Returns the number of jobs before it, false when it is not queued.
+POSITION: Final = _script("""
+local job = get(ARGV[2], 'state', 'accepted', 'priority')
+if job[1] ~= 'queued' then return false end
+local head_starts, before = {}, 0
+for i = 3, #ARGV, 2 do head_starts[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local own = head_starts[job[3]]
+for _, queue in ipairs(redis.call('SMEMBERS', K.queues)) do
+  local head_start = head_starts[string.match(queue, '^%a+')]
+  local accepted = str(tonumber(job[2]) + own - head_start)
+  -- Of two jobs with the same turn the one that was accepted first is claimed first.
+  before = before + redis.call('ZCOUNT', K.queue(queue), '-inf', head_start > own and accepted or '(' .. accepted)
+end
+return before
 """)
 
 # now, job id. Returns the job, empty for none.
 GET: Final = _script("return whole(ARGV[2])")
 
-# now, limit, id of the job before the first or '', state or ''. Returns the jobs, or false for an unknown id.
+# now, limit, id of the job before the first or '', 1 for oldest first, number of states, states, tasks; no states: all
+# jobs. Returns the jobs, or false for an unknown id.
 LIST: Final = _script("""
-local limit, bound = tonumber(ARGV[2]), '+inf'
+local limit, oldest_first, states = tonumber(ARGV[2]), ARGV[4] == '1', tonumber(ARGV[5])
+local bound = oldest_first and '-inf' or '+inf'
 if ARGV[3] ~= '' then
   local accepted = get(ARGV[3], 'accepted')[1]
   if not accepted then return false end
   bound = '(' .. accepted
 end
-local jobs, from = {}, ARGV[4] == '' and K.all or K.state(ARGV[4])
-for i, id in ipairs(redis.call('ZREVRANGEBYSCORE', from, bound, '-inf', 'LIMIT', 0, limit)) do jobs[i] = whole(id) end
+local order, last = 'ZREVRANGEBYSCORE', '-inf'
+if oldest_first then order, last = 'ZRANGEBYSCORE', '+inf' end
+local found = {}
+local function look(key)
+  local part = redis.call(order, key, bound, last, 'WITHSCORES', 'LIMIT', 0, limit)
+  for i = 1, #part, 2 do found[#found + 1] = {tonumber(part[i + 1]), part[i]} end
+end
+if states == 0 then look(K.all) end
+for i = 6, 5 + states do
+  for j = 6 + states, #ARGV do look(K.state(ARGV[i], ARGV[j])) end
+end
+table.sort(found, function(a, b) if oldest_first then return a[1] < b[1] else return a[1] > b[1] end end)
+local jobs = {}
+for i = 1, math.min(limit, #found) do jobs[i] = whole(found[i][2]) end
 return jobs
 """)
 
@@ -201,32 +249,22 @@ end
 return #ids
 """)
 
-# now. Returns the numbers of queued and running jobs, {class, queued jobs, accepted, created} of each queue, and ends.
+# now. Returns the number of running jobs, {class, model, queued jobs, accepted, created} of each queue, and ends.
 STATS: Final = _script("""
 local queues = {}
 for i, queue in ipairs(redis.call('SMEMBERS', K.queues)) do
   local head = redis.call('ZRANGE', K.queue(queue), 0, 0)[1]
   local job = get(head, 'accepted', 'created')
-  queues[i] = {string.match(queue, '^%a+'), redis.call('ZCARD', K.queue(queue)), job[1], job[2]}
+  local class, model = string.match(queue, '^(%a+):(.*)$')
+  queues[i] = {class, model, redis.call('ZCARD', K.queue(queue)), job[1], job[2]}
 end
-local queued, running = redis.call('ZCARD', K.state('queued')), redis.call('ZCARD', K.state('running'))
-return {queued, running, queues, redis.call('HGETALL', K.ends)}
+return {count('running'), queues, redis.call('HGETALL', K.ends)}
 """)
 
 # now, time before which the jobs ended, limit. Returns the number of jobs and the artifacts that are free.
 PRUNE: Final = _script("""
 local ids, free = redis.call('ZRANGEBYSCORE', K.ended, '-inf', '(' .. ARGV[2], 'LIMIT', 0, tonumber(ARGV[3])), {}
-for _, id in ipairs(ids) do
-  local job = get(id, 'state', 'key', 'artifacts')
-  for artifact in string.gmatch(job[3] or '', '%S+') do
-    if disuse(artifact) then free[#free + 1] = artifact end
-  end
-  if job[2] then redis.call('HDEL', K.keys, job[2]) end
-  redis.call('ZREM', K.state(job[1]), id)
-  redis.call('ZREM', K.all, id)
-  redis.call('ZREM', K.ended, id)
-  redis.call('DEL', K.job(id))
-end
+for _, id in ipairs(ids) do forget(id, free) end
 return {#ids, free}
 """)
 

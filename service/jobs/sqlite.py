@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from service.errors import QueueFull, UnknownJob
 from service.jobs import sqlite_rows as rows
-from service.jobs.job import Job, JobError, JobState, Lease, Priority, Request, Result
+from service.jobs.job import Job, JobError, JobState, Lease, Priority, Request, Result, Task
 from service.jobs.sqlite_file import connect
 from service.jobs.sqlite_writer import Writer, public
 from service.jobs.store import (
@@ -83,7 +83,7 @@ class SQLiteStore:
                 for first in rows.jobs(db.execute(f"{rows.SELECT} idempotency_key = ?", (idempotency_key,))):
                     check_repeated(first, idempotency_key, request, priority, deadline_s)
                     return first
-            (queued,) = db.execute("SELECT sum(jobs) FROM counts WHERE state = 'queued'").fetchone()
+            queued = rows.queued(db)
             if queued >= self._max_queued:
                 raise QueueFull(f"{queued} jobs are waiting, and the limit is {self._max_queued}")
             now = self._clock()
@@ -100,6 +100,7 @@ class SQLiteStore:
                 " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?)",
                 (job.id, text, request.model, priority.value, now, job.deadline_at, idempotency_key),
             )
+            rows.use(db, request.inputs)
             return job
 
         return self._write(write)
@@ -163,29 +164,45 @@ class SQLiteStore:
 
     def cancel(self, job_id: str) -> Job | None:
         """End a job as cancelled and take back its lease; see :meth:`JobStore.cancel`."""
+        return self._write(lambda db: rows.cancel(db, job_id, self._clock()))
+
+    def delete(self, job_id: str) -> Job | None:
+        """Forget a job; see :meth:`JobStore.delete`."""
 
         def write(db: sqlite3.Connection) -> Job | None:
-            for seq, checkpoint in rows.held(db, "id = ? AND state IN ('queued', 'running')", job_id):
-                rows.finish(db, seq, checkpoint, rows.Outcome(JobState.CANCELLED, self._clock()))
-            return rows.one(db, job_id)
+            job = rows.cancel(db, job_id, self._clock())
+            if job is not None:
+                rows.delete(db, job)
+            return job
 
         return self._write(write)
+
+    def position(self, job_id: str) -> int | None:
+        """Queued jobs before this one; see :meth:`JobStore.position`."""
+        with self._snapshot() as db:
+            return rows.position(db, job_id)
 
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
         with self._read() as db:
             return rows.one(db, job_id)
 
-    def list(self, limit: int, after: str | None = None, state: JobState | None = None) -> list[Job]:
-        """Newest first; see :meth:`JobStore.list`."""
-        with self._read() as db:
-            before = None if after is None else db.execute("SELECT seq FROM jobs WHERE id = ?", (after,)).fetchone()
-            if after is not None and before is None:
+    def list(
+        self,
+        limit: int,
+        after: str | None = None,
+        state: JobState | None = None,
+        *,
+        tasks: Collection[Task] | None = None,
+        oldest_first: bool = False,
+    ) -> list[Job]:
+        """A page of jobs; see :meth:`JobStore.list`."""
+        with self._snapshot() as db:
+            found = None if after is None else db.execute("SELECT seq FROM jobs WHERE id = ?", (after,)).fetchone()
+            if after is not None and found is None:
                 raise UnknownJob(f"there is no job {after!r} to list from", param="after")
-            where, values = ("", ()) if state is None else (" AND state = ?", (state.value,))
-            bound = before[0] if before else 2**63 - 1
-            sql = f"{rows.SELECT} seq < ?{where} ORDER BY seq DESC LIMIT ?"  # where a negative limit would mean none
-            return rows.jobs(db.execute(sql, (bound, *values, max(limit, 0))))
+            # To SQLite a negative limit is none.
+            return rows.page(db, max(limit, 0), found[0] if found else None, state, tasks, oldest_first)
 
     def reap(self, worker: str | None = None) -> int:
         """Return lost jobs to the queue, to their old turn, or fail them; see :meth:`JobStore.reap`."""
@@ -215,12 +232,8 @@ class SQLiteStore:
 
     def stats(self) -> QueueStats:
         """Depths, ages and ends; see :meth:`JobStore.stats`."""
-        with self._read() as db:
-            db.execute("BEGIN")  # one moment for all of it
-            try:
-                return rows.stats(db)
-            finally:
-                db.execute("COMMIT")
+        with self._snapshot() as db:
+            return rows.stats(db)
 
     def prune(self, ended_before: float, limit: int) -> Pruned:
         """Delete old jobs; see :meth:`JobStore.prune`."""
@@ -248,6 +261,16 @@ class SQLiteStore:
             except sqlite3.Error as error:
                 told = public(error)
                 raise told from (None if told is error else error)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Several reads of one moment."""
+        with self._read() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
 
     def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         self._check_process()

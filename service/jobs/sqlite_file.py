@@ -11,45 +11,55 @@ from typing import Literal
 
 from service.jobs.sqlite_writer import result_code
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _APPLICATION_ID = 0x4461726B  # "Dark": tells our files from those of other programs
 
 # seq is the order of acceptance and decides every ordering; wall clocks go back, a rowid does not.
-# An index holds the rowid after its columns: jobs_by_state is (state, seq), waiting is (model, priority, seq), and
+# An index holds the rowid after its columns: jobs_by_state is (state, task, seq), waiting (model, priority, seq), and
 # neither needs a sorting step. Partial indexes cost only the rows that they hold.
 # The counts are kept by triggers: counting a queue of 100,000 jobs on every submit would cost milliseconds. An end is
-# never uncounted, so those rows count all jobs that ever ended so. Running jobs are few, and counted when asked for.
+# never uncounted, so those rows, of no model, count all jobs that ever ended so. Running jobs are few, and counted when
+# asked for.
+_TASK = "task TEXT AS (json_extract(request, '$.task'))"
+_JOBS_BY_STATE = "CREATE INDEX jobs_by_state ON jobs(state, task)"
+_COUNTS = (
+    """CREATE TABLE counts (
+        state TEXT, priority TEXT, model TEXT, jobs INTEGER NOT NULL, PRIMARY KEY (state, priority, model)
+    ) WITHOUT ROWID""",
+)
+_COUNTING = (
+    """CREATE TRIGGER count_insert AFTER INSERT ON jobs WHEN NEW.state <> 'running' BEGIN
+        INSERT INTO counts VALUES (NEW.state, NEW.priority, iif(NEW.state = 'queued', NEW.model, ''), 1)
+        ON CONFLICT DO UPDATE SET jobs = jobs + 1; END""",
+    """CREATE TRIGGER count_leave AFTER UPDATE OF state ON jobs WHEN OLD.state = 'queued' BEGIN
+        UPDATE counts SET jobs = jobs - 1 WHERE state = 'queued' AND priority = NEW.priority AND model = NEW.model;
+        END""",
+    """CREATE TRIGGER count_enter AFTER UPDATE OF state ON jobs WHEN NEW.state <> 'running' BEGIN
+        INSERT INTO counts VALUES (NEW.state, NEW.priority, iif(NEW.state = 'queued', NEW.model, ''), 1)
+        ON CONFLICT DO UPDATE SET jobs = jobs + 1; END""",
+)
+_STAMP = (f"PRAGMA application_id = {_APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
 _SCHEMA = (
-    """CREATE TABLE jobs (
+    f"""CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE, request TEXT NOT NULL, state TEXT NOT NULL,
         model TEXT NOT NULL, priority TEXT NOT NULL,
         created_at REAL NOT NULL, deadline_at REAL, started_at REAL, finished_at REAL,
         attempts INTEGER NOT NULL DEFAULT 0, checkpoint TEXT, results TEXT NOT NULL DEFAULT '[]', error TEXT,
-        idempotency_key TEXT, lease_id TEXT, worker TEXT, lease_expires_at REAL,
+        idempotency_key TEXT, lease_id TEXT, worker TEXT, lease_expires_at REAL, {_TASK},
         CHECK ((state = 'running') = (lease_id IS NOT NULL)),
         CHECK ((state IN ('queued', 'running')) = (finished_at IS NULL))
     )""",
-    "CREATE INDEX jobs_by_state ON jobs(state)",
+    _JOBS_BY_STATE,
     "CREATE INDEX waiting ON jobs(model, priority) WHERE state = 'queued'",
     "CREATE INDEX deadlines ON jobs(deadline_at) WHERE state = 'queued' AND deadline_at IS NOT NULL",
     "CREATE INDEX ended ON jobs(finished_at) WHERE finished_at IS NOT NULL",
     "CREATE UNIQUE INDEX keys ON jobs(idempotency_key) WHERE idempotency_key IS NOT NULL",
-    # How many jobs have this artifact as a result or as their checkpoint.
+    # How often jobs have this artifact as an input, a result or their checkpoint.
     "CREATE TABLE artifacts (name TEXT PRIMARY KEY, uses INTEGER NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE counts (
-        state TEXT, priority TEXT, jobs INTEGER NOT NULL, PRIMARY KEY (state, priority)
-    ) WITHOUT ROWID""",
-    """INSERT INTO counts SELECT state.value, priority.value, 0
-        FROM json_each('["queued", "completed", "failed", "cancelled", "expired"]') AS state,
-        json_each('["interactive", "standard", "batch"]') AS priority""",
-    """CREATE TRIGGER count_insert AFTER INSERT ON jobs BEGIN
-        UPDATE counts SET jobs = jobs + 1 WHERE state = NEW.state AND priority = NEW.priority; END""",
-    """CREATE TRIGGER count_update AFTER UPDATE OF state ON jobs BEGIN
-        UPDATE counts SET jobs = jobs - 1 WHERE OLD.state = 'queued' AND state = 'queued' AND priority = NEW.priority;
-        UPDATE counts SET jobs = jobs + 1 WHERE state = NEW.state AND priority = NEW.priority; END""",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+    *_COUNTS,
+    *_COUNTING,
+    *_STAMP,
 )
 
 _FROM_VERSION_1 = (
@@ -67,6 +77,22 @@ _FROM_VERSION_1 = (
     """INSERT INTO artifacts SELECT json_extract(result.value, '$.content_sha256'), count(*)
         FROM jobs_of_version_1, json_each(results) AS result GROUP BY 1""",
     "DROP TABLE jobs_of_version_1",
+)
+
+_FROM_VERSION_2 = (
+    "DROP TRIGGER count_insert",
+    "DROP TRIGGER count_update",
+    f"ALTER TABLE jobs ADD COLUMN {_TASK}",
+    "DROP INDEX jobs_by_state",
+    _JOBS_BY_STATE,
+    "ALTER TABLE counts RENAME TO counts_of_version_2",
+    *_COUNTS,
+    "INSERT INTO counts SELECT state, priority, '', jobs FROM counts_of_version_2 WHERE state <> 'queued'",
+    """INSERT INTO counts SELECT state, priority, model, count(*) FROM jobs WHERE state = 'queued'
+        GROUP BY priority, model""",
+    "DROP TABLE counts_of_version_2",
+    *_COUNTING,
+    *_STAMP,
 )
 
 
@@ -119,7 +145,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         raise RuntimeError(f"{path}: SQLite's write-ahead log is needed and does not work there (mode {mode})")
     with transaction(db):
         version = _version(db, path)  # again, under the lock: another process may have been faster
-        statements = {0: _SCHEMA, 1: _FROM_VERSION_1, SCHEMA_VERSION: ()}[version]
+        statements = {0: _SCHEMA, 1: _FROM_VERSION_1, 2: _FROM_VERSION_2, SCHEMA_VERSION: ()}[version]
         for statement in statements:
             db.execute(statement)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import heapq
+import json
 import secrets
 import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import TypeAdapter
 
-from service.jobs.job import REQUEST, Job, JobError, JobState, Priority, Result
-from service.jobs.store import HEAD_START_S, ClassStats, Pruned, QueueStats
+from service.jobs.job import REQUEST, Job, JobError, JobState, Priority, Result, Task
+from service.jobs.store import HEAD_START_S, POSITION_EXACT, ClassStats, Pruned, QueueStats, references
 
 COLUMNS = ", ".join(Job.model_fields)
 SELECT = f"SELECT {COLUMNS} FROM jobs WHERE"
@@ -19,13 +21,9 @@ _NO_LEASE = "lease_id = NULL, worker = NULL, lease_expires_at = NULL"
 REQUEUE = f"UPDATE jobs SET state = 'queued', started_at = NULL, {_NO_LEASE}"
 _RESULTS = TypeAdapter(tuple[Result, ...])
 
-# The models that have queued jobs, without a look at every job: from each to the next in the index.
-_QUEUED_MODELS = """WITH RECURSIVE found(model) AS (
-    SELECT min(model) FROM jobs INDEXED BY waiting WHERE state = 'queued'
-    UNION ALL SELECT (SELECT min(model) FROM jobs INDEXED BY waiting WHERE state = 'queued' AND model > found.model)
-    FROM found WHERE model IS NOT NULL
-) SELECT model FROM found WHERE model IS NOT NULL"""
-_IN_TURN = "FROM jobs INDEXED BY waiting WHERE state = 'queued' AND model = ? AND priority = ? ORDER BY seq LIMIT ?"
+_QUEUES = "SELECT priority, model, jobs FROM counts WHERE state = 'queued' AND jobs > 0"
+_WAITING = "FROM jobs INDEXED BY waiting WHERE state = 'queued' AND model = ? AND priority = ?"
+_IN_TURN = f"{_WAITING} ORDER BY seq LIMIT ?"
 _OVERDUE = "FROM jobs INDEXED BY deadlines WHERE state = 'queued' AND deadline_at <= ?"
 
 
@@ -86,14 +84,53 @@ def leased(db: sqlite3.Connection, lease_id: str) -> list[tuple[int, str | None]
 
 def next_in_turn(db: sqlite3.Connection, limit: int, models: Collection[str] | None) -> list[int]:
     """Row numbers of the queued jobs whose turn it is: the heads of all queues, merged."""
-    if models is None:
-        models = _queued_models(db)
     heads: list[tuple[float, int]] = []
-    for model in models:
-        for priority, head_start_s in HEAD_START_S.items():
-            found = db.execute(f"SELECT id, seq {_IN_TURN}", (model, priority.value, limit))
-            heads += [(_accepted_us(job_id) + head_start_s * 1e6, seq) for job_id, seq in found.fetchall()]
+    for priority, model, _ in db.execute(_QUEUES).fetchall():
+        if models is None or model in models:
+            found = db.execute(f"SELECT id, seq {_IN_TURN}", (model, priority, limit))
+            heads += [(_accepted_us(job_id) + _head_start_us(priority), seq) for job_id, seq in found.fetchall()]
     return [seq for _, seq in heapq.nsmallest(limit, heads)]
+
+
+def position(db: sqlite3.Connection, job_id: str) -> int | None:
+    """Queued jobs that are claimed before this one, or ``POSITION_EXACT``; None when it is not queued."""
+    found = db.execute("SELECT priority FROM jobs WHERE id = ? AND state = 'queued'", (job_id,)).fetchone()
+    if found is None:
+        return None
+    own_us, before = _head_start_us(found[0]), 0
+    for priority, model, _ in db.execute(_QUEUES).fetchall():
+        # Of two jobs with the same turn the one that was accepted first is claimed first.
+        accepted_us = _accepted_us(job_id) + own_us - _head_start_us(priority) + (_head_start_us(priority) > own_us)
+        last = db.execute(
+            "SELECT seq FROM jobs WHERE id < ? ORDER BY id DESC LIMIT 1", (f"{max(accepted_us, 0):014x}",)
+        ).fetchone()
+        values = (model, priority, last[0] if last else 0, POSITION_EXACT - before)
+        before += db.execute(f"SELECT count(*) FROM (SELECT 1 {_WAITING} AND seq <= ? LIMIT ?)", values).fetchone()[0]
+    return before
+
+
+def page(
+    db: sqlite3.Connection,
+    limit: int,
+    after: int | None,
+    state: JobState | None,
+    tasks: Collection[Task] | None,
+    oldest_first: bool,
+) -> list[Job]:
+    """Jobs in the order of their acceptance, from the row after that number on."""
+    order = "ASC" if oldest_first else "DESC"
+    if after is None:
+        after = 0 if oldest_first else 2**63 - 1
+    rule = f"seq {'>' if oldest_first else '<'} ? ORDER BY seq {order} LIMIT ?"
+    if state is None and tasks is None:
+        return jobs(db.execute(f"{SELECT} {rule}", (after, limit)))
+    found: list[int] = []  # the next of each pair, which one index finds at any depth
+    for one_state in JobState if state is None else (state,):
+        for task in get_args(Task) if tasks is None else set(tasks):
+            sql = f"SELECT seq FROM jobs INDEXED BY jobs_by_state WHERE state = ? AND task = ? AND {rule}"
+            found += [seq for (seq,) in db.execute(sql, (one_state.value, task, after, limit)).fetchall()]
+    rows = json.dumps(sorted(found, reverse=not oldest_first)[:limit])
+    return jobs(db.execute(f"{SELECT} seq IN (SELECT value FROM json_each(?)) ORDER BY seq {order}", (rows,)))
 
 
 def finish(db: sqlite3.Connection, seq: int, checkpoint: str | None, outcome: Outcome) -> None:
@@ -104,8 +141,15 @@ def finish(db: sqlite3.Connection, seq: int, checkpoint: str | None, outcome: Ou
         f" {_NO_LEASE} WHERE seq = ?",
         (outcome.state.value, _RESULTS.dump_json(outcome.results).decode(), error, outcome.at, seq),
     )
-    use(db, (result.content_sha256 for result in outcome.results))
+    use(db, (artifact for result in outcome.results for artifact in result.artifacts))
     disuse(db, checkpoint)
+
+
+def cancel(db: sqlite3.Connection, job_id: str, now: float) -> Job | None:
+    """End a job that has not ended as cancelled; the job as it is then, None for an unknown id."""
+    for seq, checkpoint in held(db, "id = ? AND state IN ('queued', 'running')", job_id):
+        finish(db, seq, checkpoint, Outcome(JobState.CANCELLED, now))
+    return one(db, job_id)
 
 
 def any_overdue(db: sqlite3.Connection, now: float) -> bool:
@@ -121,44 +165,46 @@ def expire(db: sqlite3.Connection, now: float) -> None:
 
 def stats(db: sqlite3.Connection) -> QueueStats:
     """Depths, ages and ends."""
-    counts = {
-        (JobState(state), Priority(priority)): jobs
-        for state, priority, jobs in db.execute("SELECT state, priority, jobs FROM counts WHERE jobs > 0").fetchall()
-    }
+    by_class: dict[Priority, int] = {}
+    by_model: dict[str, int] = {}
+    oldest: dict[Priority, tuple[int, float]] = {}  # row number, created at
+    for name, model, number in db.execute(_QUEUES).fetchall():
+        priority = Priority(name)
+        head = db.execute(f"SELECT seq, created_at {_IN_TURN}", (model, name, 1)).fetchone()
+        by_class[priority] = by_class.get(priority, 0) + number
+        by_model[model] = by_model.get(model, 0) + number
+        oldest[priority] = min(oldest.get(priority, head), head)
     (running,) = db.execute("SELECT count(*) FROM jobs WHERE state = 'running'").fetchone()
-    models = _queued_models(db)
-    oldest = {}  # class -> (row number, created at)
-    for priority in [priority for state, priority in counts if state is JobState.QUEUED]:
-        heads = (db.execute(f"SELECT seq, created_at {_IN_TURN}", (model, priority.value, 1)) for model in models)
-        oldest[priority] = min(row for cursor in heads for row in cursor.fetchall())
+    ended = "SELECT state, sum(jobs) FROM counts WHERE state <> 'queued' GROUP BY state"
     return QueueStats(
-        queued=sum(jobs for (state, _), jobs in counts.items() if state is JobState.QUEUED),
+        queued=sum(by_class.values()),
         running=running,
         oldest_queued_at=min(oldest.values())[1] if oldest else None,
-        classes={priority: ClassStats(counts[JobState.QUEUED, priority], at) for priority, (_, at) in oldest.items()},
-        ended={
-            state: sum(jobs for (other, _), jobs in counts.items() if other is state)
-            for state in sorted({state for state, _ in counts if state.final})
-        },
+        classes={priority: ClassStats(number, oldest[priority][1]) for priority, number in by_class.items()},
+        models=by_model,
+        ended={JobState(state): number for state, number in db.execute(ended).fetchall() if number},
     )
+
+
+def queued(db: sqlite3.Connection) -> int:
+    """Jobs that wait."""
+    return int(db.execute("SELECT coalesce(sum(jobs), 0) FROM counts WHERE state = 'queued'").fetchone()[0])
 
 
 def prune(db: sqlite3.Connection, ended_before: float, limit: int) -> Pruned:
     """Delete the first jobs that ended before that time."""
-    found = db.execute(
-        "SELECT seq, results FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?",
-        (ended_before, max(limit, 0)),
-    ).fetchall()
-    free: list[str] = []
-    for seq, results in found:
-        db.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
-        for result in _RESULTS.validate_json(results):
-            free += disuse(db, result.content_sha256)
-    return Pruned(len(found), tuple(free))
+    old = jobs(db.execute(f"{SELECT} finished_at < ? ORDER BY finished_at LIMIT ?", (ended_before, max(limit, 0))))
+    return Pruned(len(old), tuple(artifact for job in old for artifact in delete(db, job)))
+
+
+def delete(db: sqlite3.Connection, job: Job) -> list[str]:
+    """Forget a job that has ended; the artifacts to which nobody refers any more."""
+    db.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
+    return [free for artifact in references(job) for free in disuse(db, artifact)]
 
 
 def use(db: sqlite3.Connection, artifacts: Iterable[str]) -> None:
-    """Count a job that refers to each artifact."""
+    """Count a reference to each artifact."""
     for name in artifacts:
         db.execute("INSERT INTO artifacts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET uses = uses + 1", (name,))
 
@@ -172,8 +218,8 @@ def disuse(db: sqlite3.Connection, artifact: str | None) -> list[str]:
     return [artifact] if gone else []
 
 
-def _queued_models(db: sqlite3.Connection) -> list[str]:
-    return [model for (model,) in db.execute(_QUEUED_MODELS).fetchall()]
+def _head_start_us(priority: str) -> int:
+    return round(HEAD_START_S[Priority(priority)] * 1e6)
 
 
 def _accepted_us(job_id: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.errors import IdempotencyConflict
-from service.jobs.job import REQUEST, Job, JobError, JobState, Lease, Priority, Request, Result
+from service.jobs.job import REQUEST, Job, JobError, JobState, Lease, Priority, Request, Result, Task
 
 MAX_ATTEMPTS = 3
 """A job that was claimed this often and never ended has taken its workers with it: it fails as ``worker_lost``."""
@@ -19,6 +19,9 @@ HEAD_START_S: Mapping[Priority, float] = {Priority.INTERACTIVE: 0.0, Priority.ST
 """The ageing of queued jobs: each is claimed in its turn as if it had been accepted so many seconds later. A batch job
 therefore waits behind the interactive jobs of the next ten minutes and behind none after that, so it cannot starve; and
 the order of two jobs never changes while they wait, so a queue can be kept sorted."""
+
+POSITION_EXACT = 1000
+"""Up to here :meth:`JobStore.position` is exact."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class ClassStats:
 
 @dataclass(frozen=True)
 class QueueStats:
-    """Numbers for the gauges. ``classes`` and ``ended`` leave out what is zero."""
+    """Numbers for the gauges and for whoever plans. ``classes``, ``models`` and ``ended`` leave out what is zero."""
 
     queued: int
     running: int
     oldest_queued_at: float | None  # Unix seconds
     classes: Mapping[Priority, ClassStats] = field(default_factory=dict)
+    models: Mapping[str, int] = field(default_factory=dict)
+    """Queued jobs by model."""
     ended: Mapping[JobState, int] = field(default_factory=dict)
     """Jobs that ever ended so, deleted ones included: a counter for all processes together."""
 
@@ -108,8 +113,26 @@ class JobStore(Protocol):
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
 
-    def list(self, limit: int, after: str | None = None, state: JobState | None = None) -> list[Job]:
-        """Newest first, starting after the job ``after``.
+    def delete(self, job_id: str) -> Job | None:
+        """Forget a job, and with it its idempotency key and its references to artifacts; one that had not ended ends as
+        cancelled first. Returns the job as it ended, None for an unknown id."""
+
+    def position(self, job_id: str) -> int | None:
+        """How many queued jobs, of any model, have their turn before this one's; None when it is not queued.
+
+        Beyond :data:`POSITION_EXACT` it may be too low, for counting must not get slower with the queue."""
+
+    def list(
+        self,
+        limit: int,
+        after: str | None = None,
+        state: JobState | None = None,
+        *,
+        tasks: Collection[Task] | None = None,
+        oldest_first: bool = False,
+    ) -> list[Job]:
+        """Jobs in that state and of these tasks (None: any), by acceptance and newest first, starting after the job
+        ``after``, which may be any job.
 
         Raises:
             UnknownJob: there is no job ``after``. An empty answer would look like the end of the list.
@@ -125,13 +148,13 @@ class JobStore(Protocol):
         count as an attempt. Returns how many there were."""
 
     def stats(self) -> QueueStats:
-        """Depth of the queue and age of its oldest job, over all and by class."""
+        """Depth of the queue and age of its oldest job, over all, by class and by model."""
 
     def prune(self, ended_before: float, limit: int) -> Pruned:
         """Delete up to ``limit`` jobs that ended before that time (Unix seconds), the first to end first."""
 
     def referenced(self, artifacts: Sequence[str]) -> set[str]:
-        """Those of these artifacts that are the result or the checkpoint of a job."""
+        """Those of these artifacts that are an input, a result or the checkpoint of a job."""
 
     def close(self) -> None:
         """Release files and connections; closing twice is fine."""
@@ -146,6 +169,11 @@ def request_json(request: Request) -> str:
     text = request.model_dump_json()
     REQUEST.validate_json(text)
     return text
+
+
+def references(job: Job) -> tuple[str, ...]:
+    """Artifacts that a job which has ended refers to, as often as it does."""
+    return (*job.request.inputs, *(artifact for result in job.results for artifact in result.artifacts))
 
 
 def check_deadline(deadline_s: float | None) -> None:

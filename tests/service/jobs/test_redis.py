@@ -148,3 +148,26 @@ def test_a_server_that_forgot_the_scripts_is_told_them_again(tmp_path: Path, pic
         client.script_flush()
     assert store.submit(picture()).state is JobState.QUEUED
     store.close()
+
+
+def test_jobs_of_the_first_schema_are_taken_over(tmp_path: Path, picture: Picture) -> None:
+    """Then a state was one sorted set, whatever the task."""
+    url, name = server("everysec").url, str(tmp_path)
+    before = RedisStore(url, namespace=name)
+    ids = [before.submit(picture()).id for _ in range(3)]
+    assert before.complete(before.claim("w1", 1, 30)[0].id, [])
+    before.close()
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        for number, state in enumerate(("completed", "queued", "queued")):
+            of_task = f"{{{name}}}:state:{state}:text-to-image"
+            client.zrem(of_task, ids[number])
+            client.zadd(f"{{{name}}}:state:{state}", {ids[number]: number + 1})
+            client.hdel(f"{{{name}}}:job:{ids[number]}", "task")
+        client.set(f"{{{name}}}:schema", 1)
+        store = RedisStore(url, namespace=name)
+        assert not client.exists(f"{{{name}}}:state:queued") and client.get(f"{{{name}}}:schema") == "2"
+    assert [job.id for job in store.list(5, tasks=["text-to-image"])] == ids[::-1]
+    assert [job.id for job in store.list(5, state=JobState.QUEUED)] == ids[:0:-1]
+    assert [lease.job.id for lease in store.claim("w1", 5, 30)] == ids[1:]
+    assert store.stats().ended == {JobState.COMPLETED: 1} and store.delete(ids[0]) is not None
+    store.close()

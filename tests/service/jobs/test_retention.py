@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.jobs.artifacts import ArtifactStore
-from service.jobs.job import Result, TextToImage
+from service.jobs.job import ImageToImage, Result, TextToImage
 from service.jobs.retention import Deleted, Retention, collect
 from service.jobs.store import JobStore
 
@@ -50,6 +50,12 @@ class Scene:
         assert self.store.complete(lease.id, results)
         return job.id
 
+    def redrawing(self, days_ago: float, content: bytes) -> str:
+        """A job accepted then that begins from this picture."""
+        self.clock.now = self.now - days_ago * DAY
+        fields = self.picture().model_dump(exclude={"task"})
+        return self.store.submit(ImageToImage(**fields, image=self.put(content, days_ago), strength=0.5)).id
+
     def collect(self, **retention: Any) -> Deleted:
         self.clock.now = self.now
         return collect(self.store, self.artifacts, Retention(**retention), lambda: self.now)
@@ -83,6 +89,33 @@ def test_what_nobody_refers_to_goes_and_what_somebody_will_stays(scene: Scene) -
     assert scene.collect(max_age_s=None).artifacts == 1, "a checkpoint ends with its job"
     assert scene.collect(max_age_s=None, grace_s=0.0).artifacts == 1, "and without a grace nothing is young"
     assert scene.left() == {b"result"}
+
+
+def test_an_input_stays_as_long_as_its_job(scene: Scene) -> None:
+    """However long the job waits, and after its end until it is deleted; with the control: an input of no job."""
+    job = scene.redrawing(20, b"input")
+    scene.put(b"of no job", days_ago=20)
+    assert scene.collect(max_age_s=8 * DAY, max_bytes=0).artifacts == 1 and scene.left() == {b"input"}
+    scene.clock.now = scene.now - 10 * DAY
+    scene.store.cancel(job)
+    assert scene.collect(max_age_s=11 * DAY).jobs == 0 and scene.left() == {b"input"}
+    assert scene.collect(max_age_s=8 * DAY) == Deleted(jobs=1, artifacts=1, bytes=5, bytes_left=0)
+
+
+def test_files_of_a_deleted_job_go_in_the_next_round(scene: Scene) -> None:
+    scene.store.delete(scene.job(1, b"result"))
+    scene.store.delete(scene.redrawing(1, b"input"))
+    scene.store.delete(scene.job(0, b"young"))
+    assert scene.collect(max_age_s=None) == Deleted(jobs=0, artifacts=2, bytes=11, bytes_left=5)
+    assert scene.left() == {b"young"}
+
+
+def test_previews_go_after_the_grace(scene: Scene) -> None:
+    """No job refers to a preview; whoever was told of it on the bus has an hour to fetch it."""
+    scene.put(b"old preview", days_ago=0.05)
+    scene.put(b"preview", days_ago=0.03)
+    assert scene.collect(max_age_s=None).artifacts == 1
+    assert scene.left() == {b"preview"}
 
 
 def test_the_first_to_end_go_until_the_rest_fits(scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""What only the SQLite store promises: the file's schema, waiting for locks, flat costs."""
+"""What only the SQLite store promises: waiting for locks, flat costs."""
 
 from __future__ import annotations
 
@@ -14,33 +14,13 @@ from typing import Any
 import pytest
 
 from service.errors import Unavailable
-from service.jobs.job import JobState, Priority, TextToImage
+from service.jobs.job import JobState, TextToImage
 from service.jobs.sqlite import SQLiteStore
-from service.jobs.sqlite_file import SCHEMA_VERSION
-from service.jobs.store import JobStore
+from service.jobs.store import POSITION_EXACT, JobStore
 
 Picture = Callable[..., TextToImage]
 Spawn = Callable[[str], "subprocess.Popen[str]"]
 
-VERSION_1 = """
-CREATE TABLE jobs (
-    seq INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE, request TEXT NOT NULL, state TEXT NOT NULL,
-    created_at REAL NOT NULL, started_at REAL, finished_at REAL,
-    attempts INTEGER NOT NULL DEFAULT 0, results TEXT NOT NULL DEFAULT '[]', error TEXT,
-    idempotency_key TEXT UNIQUE, lease_id TEXT UNIQUE, worker TEXT, lease_expires_at REAL,
-    CHECK ((state = 'running') = (lease_id IS NOT NULL))
-);
-CREATE INDEX jobs_by_state ON jobs(state);
-CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO counts VALUES ('queued', 0), ('running', 0);
-CREATE TRIGGER count_insert AFTER INSERT ON jobs
-    BEGIN UPDATE counts SET jobs = jobs + 1 WHERE state = NEW.state; END;
-CREATE TRIGGER count_update AFTER UPDATE OF state ON jobs BEGIN
-    UPDATE counts SET jobs = jobs + (state = NEW.state) - (state = OLD.state); END;
-PRAGMA application_id = 0x4461726B;
-PRAGMA user_version = 1;
-"""
 HOLD_THE_LOCK = """
 import sqlite3, sys, time
 db = sqlite3.connect({path!r}, isolation_level=None)
@@ -67,27 +47,6 @@ def test_journal_and_flushing(tmp_path: Path, synchronous: Any, level: int) -> N
     store.close()
 
 
-def test_unusable_files_are_refused_and_left_alone(tmp_path: Path) -> None:
-    SQLiteStore(tmp_path / "newer.db").close()
-    for name, statement in (
-        ("newer.db", f"PRAGMA user_version = {SCHEMA_VERSION + 1}"),
-        ("foreign.db", "CREATE TABLE jobs (id)"),
-    ):
-        db = sqlite3.connect(tmp_path / name)
-        db.execute(statement)
-        db.close()
-    before = (tmp_path / "foreign.db").read_bytes()
-    with pytest.raises(RuntimeError, match="newer than"):
-        SQLiteStore(tmp_path / "newer.db")
-    with pytest.raises(RuntimeError, match="another program"):
-        SQLiteStore(tmp_path / "foreign.db")
-    with pytest.raises(RuntimeError, match="write-ahead"):
-        SQLiteStore(":memory:")
-    with pytest.raises(ValueError, match="OFF"):
-        SQLiteStore(tmp_path / "jobs.db", synchronous="OFF")  # type: ignore[arg-type]
-    assert (tmp_path / "foreign.db").read_bytes() == before
-
-
 def test_a_locked_file_is_waited_for(tmp_path: Path, picture: Picture, spawn: Spawn) -> None:
     store = SQLiteStore(tmp_path / "jobs.db")
     impatient = SQLiteStore(tmp_path / "jobs.db", busy_timeout_s=0.1)
@@ -103,21 +62,6 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, picture: Picture, spawn: Sp
     assert impatient.submit(picture()).state is JobState.QUEUED, "a refused call leaves the store usable"
     store.close()
     impatient.close()
-
-
-@pytest.mark.parametrize("lock", ["BEGIN", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
-def test_opening_a_new_file_waits_for_locks(tmp_path: Path, lock: str) -> None:
-    """SQLite itself gives up at once where the switch to write-ahead logging meets another process."""
-    other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None, check_same_thread=False)
-    other.execute(lock)
-    other.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    release = threading.Timer(0.2, other.rollback)
-    release.start()
-    store = SQLiteStore(tmp_path / "jobs.db", busy_timeout_s=5)
-    release.join()
-    assert store.stats().queued == 0
-    store.close()
-    other.close()
 
 
 def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +102,7 @@ def _costs(path: Path, queued: int, finished: int, request: TextToImage, clock: 
         " iif(i > ?, NULL, 2e12 + i), 4e12 FROM n, jobs WHERE seq = 1",
         (queued + finished, finished, finished),
     )
-    middle = store.list(5)[-1].id
+    last, *_, middle = (job.id for job in store.list(5))
     lease = store.claim("w1", 1, 30)[0]
     calls: dict[str, Callable[[], object]] = {
         "submit": lambda: store.submit(request, "key"),
@@ -170,11 +114,15 @@ def _costs(path: Path, queued: int, finished: int, request: TextToImage, clock: 
         "list": lambda: store.list(4, after=middle),
         "list by state": lambda: store.list(2, after=middle, state=JobState.QUEUED),
         "list rare state": lambda: store.list(4, state=JobState.FAILED),
+        "list rare task": lambda: store.list(4, tasks=["inpainting"], oldest_first=True),
+        "list rare pair": lambda: store.list(4, state=JobState.COMPLETED, tasks=["image-to-video"]),
         "stats": store.stats,
+        "position": lambda: store.position(last),
         "complete": lambda: store.complete(lease.id, []),
         "cancel": lambda: store.cancel(middle),
         "reap": lambda: store.reap("w1"),
         "reap by time": store.reap,
+        "delete": lambda: store.delete(middle),
         "prune": lambda: store.prune(3e12, 3),
         "referenced": lambda: store.referenced(["half"]),
     }
@@ -190,6 +138,7 @@ def test_costs_stay_flat_from_10_to_100_000_jobs(tmp_path: Path, picture: Pictur
     few = _costs(tmp_path / "few.db", 10, 10, picture(), clock)
     many = _costs(tmp_path / "many.db", 50_000, 50_000, picture(), clock)
     assert many.pop("control") > 1000 * few.pop("control"), "a query without an index must show"
+    assert many.pop("position") < 30 * POSITION_EXACT, "which is as far as it counts"
     grown = {name: (few[name], cost) for name, cost in many.items() if cost > 1.4 * few[name]}  # the trees are deeper
     assert not grown
 
@@ -225,34 +174,6 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, picture: Picture,
     store = SQLiteStore(path)
     assert [job.id for job in store.list(1000)][::-1] == [line for line in said if line not in refused]
     assert (len(said) == 201) == (not refused) and len(said) > 5
-    store.close()
-
-
-def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path, picture: Picture) -> None:
-    db = sqlite3.connect(tmp_path / "jobs.db")
-    db.executescript(VERSION_1)
-    text = picture().model_dump_json()
-    result = '[{"content_sha256": "aa", "media_type": "image/png", "seed": 7, "numerics_id": "x"}]'
-    lease = (None, None, None)
-    for row in [
-        (f"{10**15:014x}{1:018x}", text, "completed", 10.0, 11.0, 12.0, 1, result, None, "key", *lease),
-        (f"{10**15 + 1:014x}{2:018x}", text, "running", 20.0, 21.0, None, 2, "[]", None, None, "lease", "w1", 50.0),
-        (f"{10**15 + 2:014x}{3:018x}", text, "queued", 30.0, None, None, 0, "[]", None, None, *lease),
-    ]:
-        db.execute(f"INSERT INTO jobs VALUES (NULL, {', '.join('?' * 13)})", row)
-    db.commit()
-    db.close()
-    store = SQLiteStore(tmp_path / "jobs.db")
-    new = store.submit(picture(), priority=Priority.INTERACTIVE)
-    newest, queued, running, done = store.list(10)
-    assert newest == new and (done.state, done.results[0].content_sha256) == (JobState.COMPLETED, "aa")
-    assert (running.attempts, running.priority, running.deadline_at) == (2, Priority.STANDARD, None)
-    assert store.submit(picture(), "key") == done
-    assert store.stats().ended == {JobState.COMPLETED: 1} and store.stats().queued == 2
-    assert store.reap("w1") == 1, "the worker of the old version is gone"
-    assert store.referenced(["aa"]) == {"aa"}
-    assert [lease.job.id for lease in store.claim("w1", 5, 30)] == [running.id, queued.id, new.id]
-    assert store.prune(1e12, 10).artifacts == ("aa",)
     store.close()
 
 

@@ -22,7 +22,7 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def insert(db: sqlite3.Connection, job_id: str, model: str, priority: str) -> int:
     (seq,) = db.execute(
         "INSERT INTO jobs (id, request, state, model, priority, created_at)"
-        " VALUES (?, '', 'queued', ?, ?, 0) RETURNING seq",
+        " VALUES (?, '{}', 'queued', ?, ?, 0) RETURNING seq",
         (job_id, model, priority),
     ).fetchone()
     assert isinstance(seq, int)

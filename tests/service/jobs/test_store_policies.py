@@ -183,6 +183,7 @@ def test_stats_by_class(store: JobStore, picture: Picture, clock: Any) -> None:
         running=1,
         oldest_queued_at=began,
         classes={BATCH: ClassStats(2, began)},
+        models={"a": 1, "b": 1},
         ended={JobState.COMPLETED: 1, JobState.FAILED: 1},
     )
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from service.errors import IdempotencyConflict, QueueFull
-from service.jobs.job import Job, JobError, JobState, Lease, Priority, Result, TextToImage
+from service.jobs.job import ImageToImage, Job, JobError, JobState, Lease, Priority, Result, TextToImage
 from service.jobs.sqlite import SQLiteStore
-from service.jobs.store import HEAD_START_S, MAX_ATTEMPTS, JobStore
+from service.jobs.store import HEAD_START_S, MAX_ATTEMPTS, JobStore, references
 from tests.service.jobs.history import Snapshot, check_history
 
 RESULT = Result(content_sha256="ab" * 32, media_type="image/png", seed=7, numerics_id="cpu-fp32")
@@ -30,13 +30,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self, store: JobStore, clock: Any, request: TextToImage) -> None:
         super().__init__()
-        self.store, self.clock, self.request = store, clock, request
+        self.store, self.clock = store, clock
+        self.request = ImageToImage(**request.model_dump(exclude={"task"}), image="input", strength=0.5)
         self.history: list[Snapshot] = [{}]
         self.ends: list[str] = []
         self.leases: list[Lease] = []  # every lease ever given
         self.held: dict[str, tuple[str, str, float]] = {}  # lease id -> job id, worker, expiry
         self.keys: dict[str, tuple[str, Priority]] = {}
         self.turns: dict[str, float] = {}  # job id -> when it is its turn
+        self.deleted_ends: Counter[JobState] = Counter()
 
     def pick(self, index: int) -> Lease | None:
         return self.leases[-1 - index % len(self.leases)] if self.leases else None
@@ -134,6 +136,23 @@ class StoreMachine(RuleBasedStateMachine):
         self.snapshot()
 
     @rule(index=st.integers(0, 4))
+    def delete(self, index: int) -> None:
+        """As if it had never been, but for the count of ends."""
+        ids = sorted(self.history[-1])
+        if len(ids) < 3:
+            return
+        job_id = ids[-1 - index % len(ids)]
+        before = self.history[-1][job_id]
+        job = self.store.delete(job_id)
+        assert job is not None and job.state is (before.state if before.state.final else JobState.CANCELLED)
+        self.deleted_ends[job.state] += 1
+        self.let_go(job_id)
+        self.keys = {key: known for key, known in self.keys.items() if known[0] != job_id}
+        self.ends = [end for end in self.ends if end != job_id]
+        self.history = [{key: job for key, job in one.items() if key != job_id} for one in self.history]
+        self.snapshot()
+
+    @rule(index=st.integers(0, 4))
     def checkpoint(self, index: int) -> None:
         lease = self.pick(index)
         if lease is not None:
@@ -185,10 +204,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert {priority: queue.queued for priority, queue in stats.classes.items()} == Counter(
             job.priority for job in waiting
         )
-        assert stats.ended == Counter(job.state for job in self.history[-1].values() if job.state.final)
+        ended = Counter(job.state for job in self.history[-1].values() if job.state.final)
+        assert stats.ended == ended + self.deleted_ends
         names = {job.checkpoint for job in self.history[-1].values() if job.checkpoint}
-        names |= {result.content_sha256 for job in self.history[-1].values() for result in job.results}
-        assert self.store.referenced([RESULT.content_sha256, *(lease.id for lease in self.leases)]) == names
+        names |= {name for job in self.history[-1].values() for name in references(job)}
+        assert self.store.referenced([RESULT.content_sha256, "input", *(lease.id for lease in self.leases)]) == names
+        turn = sorted(waiting, key=lambda job: (self.turns[job.id], job.id))
+        assert [self.store.position(job.id) for job in turn] == list(range(len(turn)))
 
     def teardown(self) -> None:
         try:
