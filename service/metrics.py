@@ -11,6 +11,7 @@ Prometheus' ``rate`` and ``increase`` take for the restart that it is.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,10 +26,14 @@ from service.jobs.store import QueueStats
 
 logger = logging.getLogger(__name__)
 
+SILENT_S = 120.0
+"""Workers write about once a second, but not in the middle of a batch."""
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """From one step of a small network to a long video."""
 LANES = (1, 2, 4, 8, 16)
 """The ladder of batch sizes."""
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+"""Predicted over actual cost: 1 is a perfect prediction."""
 
 
 def _jobs_total(registry: CollectorRegistry) -> Counter:
@@ -56,6 +61,15 @@ class ApiMetrics:
             ["endpoint"],
             buckets=SECONDS,
             registry=registry,
+        )
+        self.refused = Counter(
+            "darkroom_refused_total",
+            "Requests that were refused, by reason (queue_full, deadline, unauthorized)",
+            ["reason"],
+            registry=registry,
+        )
+        self.open_requests = Gauge(
+            "darkroom_open_requests", "HTTP requests that are being answered, streams included", registry=registry
         )
         self.jobs = _jobs_total(registry)
         self._queue = _Queue()
@@ -115,13 +129,64 @@ class WorkerMetrics:
             registry=registry,
         )
         self.model_load_seconds = Histogram(
-            "darkroom_model_load_seconds", "Time to make a model ready to run", buckets=SECONDS, registry=registry
+            "darkroom_model_load_seconds", "Time to bring networks into memory", buckets=SECONDS, registry=registry
+        )
+        self.evictions = Counter(
+            "darkroom_evictions_total", "Networks that left the memory to make room", registry=registry
         )
         self.store_unavailable = Counter(
             "darkroom_store_unavailable_total",
             "Calls of the job store that found it away, and are tried again",
             ["verb"],
             registry=registry,
+        )
+        self._add_scheduling(registry)
+        self._add_recovery(registry)
+
+    def _add_scheduling(self, registry: CollectorRegistry) -> None:
+        self.cost_ratio = Histogram(
+            "darkroom_cost_ratio",
+            "Seconds that were predicted for a batch over those that it took",
+            ["stage"],
+            buckets=RATIOS,
+            registry=registry,
+        )
+        self.preemptions = Counter(
+            "darkroom_preemptions_total",
+            "Batches after which other work went first, though a row of them had steps left",
+            registry=registry,
+        )
+        self.pieces_in_flight = Gauge(
+            "darkroom_pieces_in_flight", "Pictures and clips that are claimed and not decoded yet", registry=registry
+        )
+        self.prompt_cache = Counter(
+            "darkroom_prompt_cache_total", "Looks for an encoded prompt: hit or miss", ["result"], registry=registry
+        )
+        self.previews = Counter("darkroom_previews_total", "Previews that were shown", registry=registry)
+        self.device_memory_bytes = Gauge(
+            "darkroom_device_memory_bytes",
+            "Memory of the accelerator: allocated now, and the most since the start",
+            ["kind"],
+            registry=registry,
+        )
+
+    def _add_recovery(self, registry: CollectorRegistry) -> None:
+        self.checkpoints = Counter(
+            "darkroom_checkpoints_total", "Checkpoints by outcome: written or failed", ["outcome"], registry=registry
+        )
+        self.checkpoint_seconds = Histogram(
+            "darkroom_checkpoint_seconds",
+            "Processor time of one checkpoint, beside the loop and on it",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.resumed = Counter(
+            "darkroom_resumed_steps_total",
+            "Steps of pictures and clips that another worker had made and that were not made again",
+            registry=registry,
+        )
+        self.out_of_memory = Counter(
+            "darkroom_out_of_memory_total", "Batches for which the memory was too small", ["stage"], registry=registry
         )
 
     def write(self, path: Path) -> None:
@@ -183,7 +248,10 @@ class _Merged(Collector):
 
 
 def _read_families(path: Path) -> list[Metric]:
+    """What a worker left there; nothing of one that has not written for so long that it must be dead."""
     try:
+        if time.time() - path.stat().st_mtime > SILENT_S:
+            return []
         return list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return []

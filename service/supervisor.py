@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
+HANG_CHECK_S = 1.0
 _STDIN = 0
 
 
@@ -32,8 +33,11 @@ async def supervise(
     on_exit: Callable[[int], Awaitable[None]],
     backoff: Backoff = Backoff(),  # noqa: B008 (frozen)
     grace_s: float = 10.0,
+    hangs: Callable[[int], bool] = lambda _: False,
 ) -> None:
     """Run ``command`` again and again until cancelled; then end it with SIGTERM, after ``grace_s`` with SIGKILL.
+
+    A child that hangs is killed too: it may be stopped, or stuck where no signal but SIGKILL reaches it.
 
     Args:
         command: the child. It must call :func:`exit_with_parent`, or it outlives a parent that was killed.
@@ -42,11 +46,12 @@ async def supervise(
         on_exit: awaited with the process id of each child that ended, before the next one starts.
         backoff: pauses between a death and the next start.
         grace_s: time for the child to finish after SIGTERM.
+        hangs: whether the child of this process id has fallen silent; asked about once a second.
     """
     pause_s = backoff.first_s
     while True:
         started = time.monotonic()
-        await _run_once(command, environment, on_start, on_exit, grace_s)
+        await _run_once(command, environment, on_start, on_exit, grace_s, hangs)
         if time.monotonic() - started >= backoff.reset_after_s:
             pause_s = backoff.first_s
         await asyncio.sleep(pause_s)
@@ -59,6 +64,7 @@ async def _run_once(
     on_start: Callable[[int], None],
     on_exit: Callable[[int], Awaitable[None]],
     grace_s: float,
+    hangs: Callable[[int], bool],
 ) -> None:
     try:
         # The child never reads from the pipe: it closes when this process dies, however it dies.
@@ -72,7 +78,7 @@ async def _run_once(
     logger.info("worker started", extra={"pid": process.pid})
     on_start(process.pid)
     try:
-        code = await process.wait()
+        code = await _end_of(process, hangs)
         logger.error("worker died", extra={"pid": process.pid, "exit_code": code})
     finally:
         if process.returncode is None:
@@ -81,6 +87,21 @@ async def _run_once(
             await on_exit(process.pid)
         except Exception:  # The next worker must start whatever the bookkeeping of the last one met.
             logger.exception("clean-up after a worker failed", extra={"pid": process.pid})
+
+
+async def _end_of(process: asyncio.subprocess.Process, hangs: Callable[[int], bool]) -> int:
+    """The exit code, once the child has ended by itself or was killed because it hangs."""
+    ended = asyncio.ensure_future(process.wait())
+    try:
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=HANG_CHECK_S)
+            if not ended.done() and hangs(process.pid):
+                logger.error("worker hangs and is killed", extra={"pid": process.pid})
+                process.kill()
+                await ended
+        return ended.result()
+    finally:
+        ended.cancel()
 
 
 async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:

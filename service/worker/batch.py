@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from service.jobs.job import Adapter, Priority
+from service.worker.memory import Memory
+
+CLASS_WEIGHT = {Priority.INTERACTIVE: 16.0, Priority.STANDARD: 4.0, Priority.BATCH: 1.0}
+"""By how much the response ratio of a class counts. Bounded, so that no class can starve another: a batch item leads a
+fresh interactive one as soon as it has waited 15 times its own work."""
+CRITICAL_WEIGHT = 64.0
+"""What counts in place of the class while a deadline is at stake. Bounded as well: were it a strict precedence, a
+stream of deadlines would starve everything else."""
+CRITICAL_MARGIN = 2.0
+"""A deadline is at stake when less time is left than so many times the work. Twice: the work is predicted as if it ran
+alone, and it shares the device."""
+
 
 class Stage(StrEnum):
-    """The kinds of work a row goes through."""
+    """The kinds of work a row goes through. Networks that are not in memory are loaded before any of them."""
 
+    LOAD = "load"
     ENCODE = "encode"
     DENOISE = "denoise"
     DECODE = "decode"
@@ -25,12 +40,14 @@ class BatchKey:
     network: str
     """The network that runs: a plan line's name, its variants joined by "+", or the stage's own."""
     shape: tuple[int, ...]
-    """Latent channels, height and width."""
+    """Latent channels, height and width; of a clip the frames of one pass before them."""
     tokens: int
     """Length of the context; 0 outside the denoiser."""
     numerics_id: str
     max_lanes: int
     """Lanes of the largest batch of this key."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is fused into the network."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +58,24 @@ class Item:
     """The caller's name for the row."""
     key: BatchKey
     lanes: int
+    """Lanes that this evaluation still has to run."""
     evaluations: int
     """Forward passes until this stage is over, this one included: the steps left, or 1."""
     arrived_at: float
     """When the row's job was accepted, in the seconds of ``now``."""
+    priority: Priority = Priority.STANDARD
+    deadline_at: float | None = None
+    needs: tuple[str, ...] = ()
+    """Identities of the networks that this piece of work runs on."""
+    keeps: tuple[str, ...] = ()
+    """Identities of the networks of the row's later stages."""
+    divisible: bool = False
+    """Whether its lanes may run in several passes, one after the other."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the row has been encoded: its networks stay until it is done."""
+        return self.key.stage is not Stage.ENCODE
 
 
 @dataclass(frozen=True)
@@ -52,16 +83,21 @@ class Limits:
     """Bounds of every batch."""
 
     max_seconds: float = 1.0
-    """No batch is predicted to hold the device longer, unless a single item does."""
+    """No batch is predicted to hold the device longer, unless a single pass of a single item does."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to run together."""
+    """Rows to run together; or, of the stage LOAD, what they wait for."""
 
     key: BatchKey
     rows: tuple[int, ...]
     lanes: int
+    """Lanes to run. Fewer than the item has when it was divided: then it is the only one."""
+    load: tuple[str, ...] = ()
+    """Networks to bring into memory, beside the loop."""
+    evict: tuple[str, ...] = ()
+    """Networks to drop first."""
 
 
 class Costs(Protocol):
@@ -71,32 +107,156 @@ class Costs(Protocol):
         """Predicted seconds of one forward pass of ``lanes`` lanes, positive."""
 
 
-def next_batch(items: Sequence[Item], costs: Costs, limits: Limits, now: float) -> Batch | None:
-    """Choose the batch that runs next; None when nothing waits.
+EVERYTHING = Memory()
+"""For items that name no networks: all they need is there."""
 
-    The item of the highest response ratio, (waited + work left) / work left, leads (Brinch Hansen 1971); the items of
-    its key follow in the same order while the batch stays within the limits. Short work overtakes long work, and long
-    work cannot starve: its ratio grows for as long as it waits.
+
+def next_batch(
+    items: Sequence[Item], costs: Costs, limits: Limits, now: float, *, resident: Memory = EVERYTHING
+) -> Batch | None:
+    """Choose what runs next; None when nothing waits, or everything waits for a load that is under way.
+
+    The item of the highest weighted response ratio leads, weight * (waited + work left) / work left (Brinch Hansen
+    1971); the items of its key follow in the same order while the batch stays within the limits. Short work overtakes
+    long work, and long work cannot starve: its ratio grows for as long as it waits, and weights are bounded.
+
+    Work whose networks are not in memory becomes a load. Loads run beside the loop, one at a time, and at once when
+    nothing that has work must leave for them. Else the load waits for its turn to lead, for the tenure of what has to
+    leave (unless a deadline is at stake; but what was loaded runs at least once), and until no begun row needs it:
+    meanwhile no new row that needs it is begun.
+
+    Args:
+        items: the next piece of work of every row.
+        costs: prices of passes.
+        limits: bounds of the batch.
+        now: the time, in the seconds of the items.
+        resident: what is in memory. It knows every network that an item names.
     """
     if not items:
         return None
-    ranked = sorted(items, key=lambda item: (-response_ratio(item, costs, now), item.arrived_at, item.row))
-    key = ranked[0].key
-    chosen: list[int] = []
-    lanes = 0
-    for item in ranked:
-        if item.key != key:
+    queue = _Queue(items, costs, limits, now, resident)
+    loads = {} if resident.loading else {item: queue.victims(item) for item in queue.leaders_of_loads()}
+    for item, victims in loads.items():
+        if victims is not None and queue.busy.isdisjoint(victims):
+            return queue.load(item, victims)
+    leaving: frozenset[str] = frozenset()
+    for leader in queue.ranked:
+        if queue.may_run(leader, leaving):
+            return queue.filled(leader, leaving)
+        victims = loads.get(leader)
+        if victims is None:
             continue
-        wanted = lanes + item.lanes
-        fits = wanted <= key.max_lanes and costs.seconds(key, wanted) <= limits.max_seconds
-        if chosen and not fits:
-            continue
-        chosen.append(item.row)
-        lanes = wanted
-    return Batch(key, tuple(chosen), lanes)
+        if queue.pinned.isdisjoint(victims):
+            return queue.load(leader, victims)
+        leaving |= frozenset(victims)
+    return None
 
 
-def response_ratio(item: Item, costs: Costs, now: float) -> float:
-    """(waited + work left in the stage, alone) / work left, at least 1."""
-    left = item.evaluations * costs.seconds(item.key, item.lanes)
-    return 1.0 + max(0.0, now - item.arrived_at) / left
+def response_ratio(waited_s: float, left_s: float) -> float:
+    """(waited + work left) / work left, at least 1."""
+    return 1.0 + max(0.0, waited_s) / left_s
+
+
+def weight(item: Item, left_s: float, limits: Limits, now: float) -> float:
+    """The item's class, or more while its deadline is at stake; a deadline that has passed is none."""
+    time_s = float("inf") if item.deadline_at is None else item.deadline_at - now
+    at_stake = 0.0 <= time_s <= CRITICAL_MARGIN * left_s + limits.max_seconds
+    return CRITICAL_WEIGHT if at_stake else CLASS_WEIGHT[item.priority]
+
+
+class _Queue:
+    """Everything that waits, in order, and what it wants of the memory."""
+
+    def __init__(self, items: Sequence[Item], costs: Costs, limits: Limits, now: float, memory: Memory) -> None:
+        self._costs, self._limits, self._now, self._memory = costs, limits, now, memory
+        self._wanted: dict[tuple[tuple[str, ...], tuple[str, ...]], frozenset[str]] = {}
+        waiting = Counter(map(self.wanted, items))
+        able = [wanted for wanted in waiting if memory.holds(wanted)]
+        self.busy: frozenset[str] = frozenset().union(*able)
+        """Networks on which work can be done now."""
+        begun = {self.wanted(item) for item in items if item.begun}
+        self.pinned: frozenset[str] = frozenset().union(*begun.intersection(able))
+        """Those of them that a begun row needs. A begun row that cannot run pins nothing: two such could block each
+        other for ever."""
+        # A load serves all rows that wait for the same networks, and each bears its share of it.
+        shares = {wanted: memory.load_s(wanted) / count for wanted, count in waiting.items()}
+
+        def rank(item: Item) -> tuple[float, float, int]:
+            left_s = self._alone_s(item) + shares[self.wanted(item)]
+            ratio = response_ratio(now - item.arrived_at, left_s)
+            return -weight(item, left_s, limits, now) * ratio, item.arrived_at, item.row
+
+        self.ranked = sorted(items, key=rank)
+
+    def wanted(self, item: Item) -> frozenset[str]:
+        """The networks that have to be in memory before the item runs: all that its row will use, where these have
+        room together, else those of its stage."""
+        found = self._wanted.get((item.needs, item.keeps))
+        if found is None:
+            row = frozenset(item.needs + item.keeps)
+            found = row if self._memory.fit(row) else frozenset(item.needs)
+            self._wanted[item.needs, item.keeps] = found
+        return found
+
+    def leaders_of_loads(self) -> list[Item]:
+        """The first in order of the items that wait for the same networks."""
+        first: dict[frozenset[str], Item] = {}
+        for item in self.ranked:
+            first.setdefault(self.wanted(item), item)
+        return [item for wanted, item in first.items() if not self._memory.holds(wanted)]
+
+    def victims(self, leader: Item) -> tuple[str, ...] | None:
+        """What has to leave for the leader's networks; None when they have to wait."""
+        wanted = self.wanted(leader)
+        victims = self._memory.displaced(wanted, self.busy)
+        if victims is None:
+            return None
+        left_s = self._alone_s(leader) + self._memory.load_s(wanted)
+        at_stake = weight(leader, left_s, self._limits, self._now) == CRITICAL_WEIGHT
+        return victims if all(self._may_leave(name, at_stake) for name in victims) else None
+
+    def _may_leave(self, name: str, at_stake: bool) -> bool:
+        home = self._memory.networks[name]
+        # One that left before it was used would make loads without any work between them.
+        return name not in self.busy or (home.used and (at_stake or home.settled(self._now)))
+
+    def load(self, leader: Item, victims: tuple[str, ...]) -> Batch:
+        """The load that the leader waits for."""
+        wanted = self.wanted(leader)
+        missing = tuple(sorted(self._memory.missing(wanted)))
+        key = BatchKey(Stage.LOAD, leader.key.model, "+".join(missing), (), 0, "", 0, leader.key.adapters)
+        rows = tuple(item.row for item in self.ranked if self.wanted(item) == wanted)
+        return Batch(key, rows, 0, load=missing, evict=victims)
+
+    def filled(self, leader: Item, leaving: Collection[str]) -> Batch:
+        """The leader's batch: those of its key that fit, in order."""
+        key, lanes, chosen = leader.key, leader.lanes, [leader.row]
+        if leader.divisible and not self._fits(key, lanes):
+            lanes = self._divided(leader)
+        if lanes < leader.lanes:
+            return Batch(key, (leader.row,), lanes)
+        for item in self.ranked:
+            if item is leader or item.key != key or not self.may_run(item, leaving):
+                continue
+            if self._fits(key, lanes + item.lanes):
+                chosen.append(item.row)
+                lanes += item.lanes
+        return Batch(key, tuple(chosen), lanes)
+
+    def may_run(self, item: Item, leaving: Collection[str]) -> bool:
+        """Whether all it wants is in memory, and it is not a new row on networks that are to leave."""
+        wanted = self.wanted(item)
+        return self._memory.holds(wanted) and (item.begun or wanted.isdisjoint(leaving))
+
+    def _fits(self, key: BatchKey, lanes: int) -> bool:
+        return lanes <= key.max_lanes and self._costs.seconds(key, lanes) <= self._limits.max_seconds
+
+    def _divided(self, leader: Item) -> int:
+        """Lanes of one pass of an item that is too long: the most that fit, or one. All, where fewer gain nothing: a
+        back end that fills every batch up to a constant size takes as long for one lane as for two."""
+        whole_s = self._costs.seconds(leader.key, leader.lanes)
+        lanes = max((n for n in range(1, leader.lanes) if self._fits(leader.key, n)), default=1)
+        return lanes if self._costs.seconds(leader.key, lanes) < whole_s else leader.lanes
+
+    def _alone_s(self, item: Item) -> float:
+        return item.evaluations * self._costs.seconds(item.key, item.lanes)

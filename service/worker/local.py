@@ -7,31 +7,46 @@ from collections.abc import Callable
 
 import torch
 
-from service.jobs.job import TextToImage
+from service.jobs.job import ImageToVideo, PictureRequest
 from service.settings import Settings, installed_models
 from service.worker.batch import Stage
+from service.worker.clip import Clip
+from service.worker.input import NO_INPUTS, Inputs
 from service.worker.media import encode_picture
-from service.worker.residency import load_model
-from service.worker.runner import Picture, Runner
+from service.worker.opening import load_model
+from service.worker.picture import Picture
+from service.worker.piece import Piece
+from service.worker.runner import Runner
+from service.worker.video import encode_clip
 
 
-def generate(settings: Settings, request: TextToImage, on_step: Callable[[int, int], None]) -> bytes:
-    """The first picture of ``request`` as bytes; the same ones that a server with these settings would send.
+def generate(
+    settings: Settings,
+    request: PictureRequest | ImageToVideo,
+    on_step: Callable[[int, int], None],
+    inputs: Inputs = NO_INPUTS,
+) -> bytes:
+    """The first picture or clip of ``request`` as bytes; the same ones that a server with these settings would send.
 
     Args:
         on_step: called with (steps done, steps in all) after every step.
+        inputs: what the request begins from, in its size; the artifacts that it names are not looked for.
 
     Raises:
         KeyError: the model is not installed.
+        ValueError: the model does not do this task.
+        RuntimeError: there is no encoder for clips.
     """
     torch.set_num_threads(settings.threads)
     loaded = load_model(installed_models(settings)[request.model], settings)
-    numerics = loaded.numerics(request.deterministic)
-    picture = Picture(request, request.seed, time.time(), loaded, numerics)
+    common = (request.seed, time.time(), loaded, loaded.numerics(request.deterministic), inputs)
+    piece: Piece = Clip(request, *common) if isinstance(request, ImageToVideo) else Picture(request, *common)
     runner = Runner()
-    runner.encode([picture])
-    while picture.stage is Stage.DENOISE:
-        runner.denoise([picture])
-        if picture.row is not None:
-            on_step(picture.row.line, len(picture.row.plan.lines))
-    return encode_picture(runner.decode([picture])[0], request, request.seed)
+    while piece.pixels is None:
+        stage = piece.stage
+        runner.run(stage, [piece])
+        if stage is Stage.DENOISE:
+            on_step(piece.steps_done, piece.steps)
+    if isinstance(request, ImageToVideo):
+        return encode_clip(piece.pixels, request, request.seed).content
+    return encode_picture(piece.pixels, request, request.seed)

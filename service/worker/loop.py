@@ -1,45 +1,42 @@
-"""The worker: claim jobs, advance everything in flight one batch at a time, hand finished pictures over."""
+"""The worker: claim jobs, advance everything in flight one batch at a time, hand finished work over."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future
-from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Collection, Sequence
 
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.job import Lease, TextToImage
+from service.jobs.job import Lease
 from service.jobs.store import JobStore
 from service.metrics import WorkerMetrics
 from service.worker.batch import BatchKey, Limits, Stage, next_batch
-from service.worker.cost import CostTable
+from service.worker.boarding import Boarding, Refused
+from service.worker.cost import CostTable, JobPrices
 from service.worker.finish import Finisher
 from service.worker.flight import ActiveJob, Flight, Seat
-from service.worker.outage import Outage
-from service.worker.residency import LoadedModel, Residency
-from service.worker.runner import Picture, Runner
+from service.worker.lazy import LoadFailed
+from service.worker.leases import Leases
+from service.worker.residency import Residency
+from service.worker.room import Room, free_what_can_be_freed, out_of_memory
+from service.worker.runner import Preview, Runner
+from service.worker.warm import warm_up
 
 logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 64
-"""No job is claimed while so many pictures are in flight: what stays in the queue, another worker can take. The last
+"""No job is claimed while so many pieces are in flight: what stays in the queue, another worker can take. The last
 claimed job can take the number beyond it."""
-JOB_PICTURES = 10
-"""A job has at most so many pictures. A claim asks for as many jobs as surely have room, again and again."""
 IDLE_WAIT_S = 0.25
-CLAIM_EVERY_S = 1.0
-"""Looks into the store without having been told of a job: the bus is lossy."""
-RENEW_EVERY_S = 1.0
-"""Also how long a cancellation stays unnoticed when its event was lost."""
+LOAD_WAIT_S = 0.01
+PARK_FROM_S = 1.0
+"""Work of a job that is worth a checkpoint when the worker stops."""
 
 
 class Worker:
-    """The loop of one device. Everything but media encoding and model loading happens on the thread that runs it."""
+    """The loop of one device. Everything but media encoding, model loading and talking to the store happens on the
+    thread that runs it."""
 
     def __init__(
         self,
@@ -51,179 +48,197 @@ class Worker:
         metrics: WorkerMetrics,
         lease_s: float,
         models: Collection[str],
+        beat: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._name, self._store, self._bus, self._residency = name, store, bus, residency
-        self._metrics, self._lease_s, self._models = metrics, lease_s, tuple(models)
-        self._outage = Outage(metrics)
-        self._runner, self._costs, self._limits = Runner(), CostTable(), Limits()
+        self._bus, self._residency, self._metrics, self._beat = bus, residency, metrics, beat
+        self._leases = Leases(name, store, lease_s, models, metrics)
+        self._costs = CostTable(lambda stage, ratio: metrics.cost_ratio.labels(stage).observe(ratio))
+        self._runner, self._prices, self._limits, self._room = Runner(metrics), JobPrices(), Limits(), Room()
         self._finisher = Finisher(store, bus, artifacts, metrics)
-        self._flight = Flight()
-        self._loading: list[tuple[ActiveJob, Future[LoadedModel]]] = []
-        self._told = True  # of new jobs
-        self._claimed_at = self._renewed_at = 0.0
+        self._boarding, self._flight = Boarding(residency, artifacts), Flight()
+        self._draining, self._wait_s = False, 0.0
+        self._last: tuple[BatchKey, Sequence[int]] | None = None
+
+    @property
+    def seconds_per_job(self) -> dict[str, float]:
+        """Seconds of the device for one more job, by model."""
+        return self._prices.seconds_per_job
 
     def close(self) -> None:
         """Write what is finished and give the rest back to the queue; if the store is away, leases run out instead."""
+        self._boarding.close()
         self._finisher.close()
-        self._outage.attempt("release", lambda: self._store.release(self._name))
+        self._leases.close()
+
+    def drain(self, grace_s: float) -> None:
+        """Finish what can be finished within ``grace_s`` seconds; the rest gets a checkpoint where that pays."""
+        self._draining = True
+        until = time.monotonic() + grace_s
+        for job in self._boarding.jobs:
+            self._boarding.drop(job.id)
+        while len(self._flight) and time.monotonic() < until:
+            self._park_beyond(until - time.monotonic())
+            self.tick()
+        self._park_beyond(0.0)
 
     def tick(self) -> None:
         """Listen, claim, run one batch."""
-        self._listen(0.0 if len(self._flight) else IDLE_WAIT_S)
+        self._beat(0.0)
+        self._listen(self._wait_s)
         self._flight.forget_ended()
-        self._renew()
-        self._claim()
-        self._board_loaded()
-        batch = next_batch(self._flight.items(), self._costs, self._limits, time.time())
-        if batch is not None:
+        self._keep_leases()
+        self._board()
+        items = [self._room.limited(item) for item in self._flight.items()]
+        batch = next_batch(items, self._costs, self._limits, time.time(), resident=self._residency.memory)
+        # Without a batch everything that is in flight waits for a load, which runs beside the loop.
+        self._wait_s = 0.0 if batch is not None else LOAD_WAIT_S if items or self._boarding.jobs else IDLE_WAIT_S
+        if batch is not None and batch.key.stage is Stage.LOAD:
+            self._residency.start(batch.load, batch.evict)
+        elif batch is not None:
+            self._beat(self._costs.seconds(batch.key, batch.lanes))
+            self._notice_preemption(batch.key)
             self._run(batch.key, batch.rows)
+            self._last = (batch.key, batch.rows)
+        self._metrics.pieces_in_flight.set(len(self._flight))
 
     def warm_up(self, model: str) -> None:
         """Load a model and run one pass of every batch size, so that the first request meets nothing new."""
-        loaded = self._residency.request(model).result()
-        spec, numerics = loaded.model.spec, loaded.strict
-        width, height = spec.sizes[0]
-        request = TextToImage(
-            model=model,
-            prompt="",
-            width=width,
-            height=height,
-            num_inference_steps=1,
-            guidance_scale=1.0,
-            scheduler=spec.solver,
-            seed=0,
-        )
-        for lanes in (1, 2, 4, 8, 16):
-            if lanes > numerics.max_lanes:
-                break
-            pictures = [Picture(request, seed, 0.0, loaded, numerics) for seed in range(lanes)]
-            self._runner.encode(pictures)
-            key = pictures[0].key
-            began = time.perf_counter()
-            self._stage(key, pictures)
-            self._costs.measured(key, lanes, time.perf_counter() - began)
+        warm_up(self._residency.request(model).result(), self._runner, self._costs)
 
     def _listen(self, timeout_s: float) -> None:
         for event in self._bus.receive(timeout_s):
             if event.type == "submitted":
-                self._told = True
+                self._leases.told()
             elif event.type == "cancelled" and event.job is not None:
                 self._drop(event.job)
 
-    def _renew(self) -> None:
-        now = time.monotonic()
-        leases = {job.lease.id: job for job in self._held()}
-        if now - self._renewed_at < RENEW_EVERY_S or not leases or self._outage.left_s:
-            return
-        held = self._outage.attempt("renew", lambda: self._store.renew(list(leases), self._lease_s))
-        if held is None:
-            return
-        self._renewed_at = now
-        for lease_id, job in leases.items():
-            if lease_id not in held and not job.ended:
+    def _keep_leases(self) -> None:
+        waiting = self._boarding.jobs
+        held = {job.lease.id: job for job in (*self._flight.jobs.values(), *waiting)}
+        for job in map(held.get, self._leases.renew(list(held))):
+            if job is not None and not job.ended:
                 self._drop(job.id)
-
-    def _held(self) -> list[ActiveJob]:
-        return [*self._flight.jobs.values(), *(job for job, _ in self._loading)]
-
-    def _claim(self) -> None:
-        now, room = time.monotonic(), MAX_PICTURES - len(self._flight)
-        room -= sum(job.lease.job.request.n for job, _ in self._loading)
-        if room <= 0 or not (self._told or now - self._claimed_at > CLAIM_EVERY_S):
+        if self._draining:
             return
-        while room > 0 and not self._outage.left_s:
-            limit = max(1, room // JOB_PICTURES)
-            leases = self._outage.attempt("claim", partial(self._claim_up_to, limit))
-            if leases is None:
-                return
-            self._claimed_at, self._told = now, len(leases) == limit
-            for lease in leases:
-                self._accept(lease)
-                room -= lease.job.request.n
-            if not self._told:
-                return
-
-    def _claim_up_to(self, limit: int) -> list[Lease]:
-        return self._store.claim(self._name, limit, self._lease_s, self._models)
+        self._leases.claim(MAX_PICTURES - len(self._flight) - sum(job.lease.job.request.n for job in waiting))
+        # An idle worker has nothing better to do than to wait for the answer; one with work takes it at the next step.
+        for lease in self._leases.claimed(0.0 if len(self._flight) else IDLE_WAIT_S):
+            self._accept(lease)
 
     def _accept(self, lease: Lease) -> None:
-        job, record = ActiveJob(lease), lease.job
+        record = lease.job
         if record.attempts <= 1 and record.started_at is not None:
             self._metrics.queue_wait_seconds.observe(max(0.0, record.started_at - record.created_at))
-        self._loading.append((job, self._residency.request(record.request.model)))
+        self._boarding.take(lease)
 
-    def _board_loaded(self) -> None:
-        """Move the jobs whose model is loaded into the flight."""
-        waiting, self._loading = self._loading, []
-        for job, future in waiting:
-            if not future.done():
-                self._loading.append((job, future))
-            elif (error := future.exception()) is not None:
-                self._finisher.fail(job, "model_load_failed", str(error))
-            else:
-                self._flight.board(job, _pictures(job.lease, future.result()))
+    def _board(self) -> None:
+        """Move the jobs whose model and inputs are there into the flight."""
+        for job, boarded in self._boarding.ready():
+            if isinstance(boarded, Refused):
+                self._finisher.fail(job, boarded.code, str(boarded))
+                continue
+            self._flight.board(job, boarded)
+            if not any(boarded):
+                self._finisher.conclude(job)
 
     def _run(self, key: BatchKey, rows: Sequence[int]) -> None:
         """Run a batch. When it raises, its halves are tried apart, so that only what fails alone is failed."""
-        rows = [row for row in rows if self._flight.seats([row])]  # the failure of one picture drops its whole job
+        rows = [row for row in rows if self._flight.seats([row])]  # the failure of one piece drops its whole job
         if not rows:
             return
         seats = self._flight.seats(rows)
-        lanes = sum(seat.picture.item(0).lanes for seat in seats)
+        lanes = sum(seat.piece.lanes for seat in seats)
+        resumed = [seat.piece for seat in seats if seat.piece.saved is not None]
         began = time.perf_counter()
         try:
-            outputs = self._stage(key, [seat.picture for seat in seats])
+            shown = self._runner.run(key.stage, [seat.piece for seat in seats])
         except Exception as error:
-            self._split(key, rows, error)
-            return
-        self._measured(key, lanes, seats, time.perf_counter() - began)
-        if key.stage is Stage.DECODE:
-            for row, seat, pixels in zip(rows, seats, outputs, strict=True):
-                self._flight.leave(row)
-                self._finisher.finish(seat, pixels)
-        elif key.stage is Stage.DENOISE:
-            self._report(seats)
-
-    def _stage(self, key: BatchKey, pictures: Sequence[Picture]) -> Sequence[NDArray[np.uint8]]:
-        if key.stage is Stage.ENCODE:
-            self._runner.encode(pictures)
-        elif key.stage is Stage.DENOISE:
-            self._runner.denoise(pictures)
+            logger.warning("batch failed", extra={"stage": key.stage, "rows": len(rows)}, exc_info=error)
+            # Its traceback holds all that the batch had in memory, and what comes next needs that.
+            failure = error.with_traceback(None)
         else:
-            return self._runner.decode(pictures)
-        return ()
+            self._measured(key, lanes, seats, time.perf_counter() - began)
+            self._metrics.resumed.inc(sum(piece.lines_done for piece in resumed))
+            self._advanced(key, rows, seats, shown)
+            return
+        self._failed(key, rows, lanes, failure)
 
-    def _split(self, key: BatchKey, rows: Sequence[int], error: Exception) -> None:
+    def _advanced(self, key: BatchKey, rows: Sequence[int], seats: Sequence[Seat], shown: Sequence[Preview]) -> None:
+        """Pass on what a batch brought."""
+        for row, seat in zip(rows, seats, strict=True):
+            if seat.piece.pixels is not None:
+                self._flight.leave(row)
+                self._finisher.finish(seat)
+                if not self._flight.of(seat.job):
+                    self._prices.ended(key.model)
+        for preview in shown:
+            (seat,) = (seat for seat in seats if seat.piece is preview.picture)
+            self._finisher.preview(seat.job, seat.index, preview, self._flight.steps(seat.job))
+        for job in {seat.job.id: seat.job for seat in seats}.values():
+            if key.stage is Stage.DENOISE:
+                self._bus.publish(Event("progress", job.id, *self._flight.steps(job)))
+            if self._finisher.pace.due(job.work_s - job.saved_work_s):
+                self._save(job)
+
+    def _failed(self, key: BatchKey, rows: Sequence[int], lanes: int, error: Exception) -> None:
+        code = "model_load_failed" if isinstance(error, LoadFailed) else f"{key.stage}_failed"
+        if out_of_memory(error):
+            code = "out_of_memory"
+            self._metrics.out_of_memory.labels(key.stage).inc()
+            self._room.too_small(key, lanes)
+            free_what_can_be_freed()
         if len(rows) > 1:
-            logger.warning("batch failed and is split", extra={"stage": key.stage, "rows": len(rows)}, exc_info=error)
             half = len(rows) // 2
             self._run(key, rows[:half])
             self._run(key, rows[half:])
             return
         for seat in self._flight.seats(rows):
-            logger.error("picture failed", extra={"stage": key.stage, "job": seat.job.id}, exc_info=error)
+            logger.error("piece failed", extra={"stage": key.stage, "job": seat.job.id, "error": repr(error)})
             self._drop(seat.job.id)
-            self._finisher.fail(seat.job, f"{key.stage}_failed", f"{type(error).__name__}: {error}")
+            self._finisher.fail(seat.job, code, f"{type(error).__name__}: {error}")
 
     def _measured(self, key: BatchKey, lanes: int, seats: Sequence[Seat], seconds: float) -> None:
         self._costs.measured(key, lanes, seconds)
+        self._prices.spent(key.model, seconds)
         self._metrics.stage_seconds.labels(key.stage).observe(seconds)
         self._metrics.batch_lanes.labels(key.stage).observe(lanes)
-        padding = seats[0].picture.numerics.padded_lanes - lanes if key.stage is Stage.DENOISE else 0
+        padding = seats[0].piece.numerics.padded_lanes - lanes if key.stage is Stage.DENOISE else 0
         self._metrics.padded_lanes.labels(key.stage).inc(max(0, padding))
+        for seat in seats:
+            seat.job.work_s += seconds / len(seats)
 
-    def _report(self, seats: Sequence[Seat]) -> None:
-        for job in {seat.job.id: seat.job for seat in seats}.values():
-            self._bus.publish(Event("progress", job.id, *self._flight.steps(job)))
+    def _notice_preemption(self, key: BatchKey) -> None:
+        if self._last is None or self._last[0].stage is not Stage.DENOISE or self._last[0] == key:
+            return
+        if any(seat.piece.stage is Stage.DENOISE for seat in self._flight.seats(self._last[1])):
+            self._metrics.preemptions.inc()
+
+    def _save(self, job: ActiveJob) -> None:
+        """Write a checkpoint of a job, unless one is being written."""
+        seats = self._flight.of(job)
+        if job.saving or not seats:
+            return
+        began = time.thread_time()
+        standing = self._flight.standing(job)
+        self._finisher.checkpoint(job, seats[0].piece.numerics.id, standing, time.thread_time() - began)
+
+    def _park_beyond(self, left_s: float) -> None:
+        """Take jobs out of the flight until the rest can be done in the time that is left, the longest first."""
+        done = 0.0
+        jobs = [job for job in self._flight.jobs.values() if self._flight.of(job)]
+        for job in sorted(jobs, key=self._left_s):
+            done += self._left_s(job)
+            if done > left_s:
+                if job.work_s - job.saved_work_s >= PARK_FROM_S:
+                    self._save(job)
+                self._flight.drop(job.id)
+
+    def _left_s(self, job: ActiveJob) -> float:
+        """What is predicted for the stages that a job's pieces are in, as if each ran alone."""
+        items = [seat.piece.item(0) for seat in self._flight.of(job)]
+        return sum(item.evaluations * self._costs.seconds(item.key, item.lanes) for item in items)
 
     def _drop(self, job_id: str) -> None:
         """Forget a job that was cancelled, lost or failed."""
-        self._loading = [(job, future) for job, future in self._loading if job.id != job_id]
-        rows = [picture.row for picture in self._flight.drop(job_id)]
-        self._metrics.steps.labels("wasted").inc(sum(row.line for row in rows if row is not None))
-
-
-def _pictures(lease: Lease, loaded: LoadedModel) -> list[Picture]:
-    request = lease.job.request
-    numerics = loaded.numerics(request.deterministic)
-    return [Picture(request, request.seed + i, lease.job.created_at, loaded, numerics) for i in range(request.n)]
+        self._boarding.drop(job_id)
+        self._metrics.steps.labels("wasted").inc(sum(piece.lines_done for piece in self._flight.drop(job_id)))

@@ -9,35 +9,56 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from service.jobs.job import TextToImage
+from service.jobs.job import ImageToImage, ImageToVideo, Inpainting, PictureRequest
 
-MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
+PREVIEW_QUALITY = 80
 _USER_COMMENT = 0x9286  # Exif tag
 _EXIF_IFD = 0x8769
 
 
-def encode_picture(picture: NDArray[np.uint8], request: TextToImage, seed: int) -> bytes:
+def encode_picture(picture: NDArray[np.uint8], request: PictureRequest, seed: int) -> bytes:
     """uint8 [H, W, 3] -> the bytes of the format that the request asks for."""
     image = Image.fromarray(picture)
-    origin = json.dumps(
-        {
-            "software": "darkroom",
-            "model": request.model,
-            "prompt": request.prompt,
-            "negative_prompt": request.negative_prompt,
-            "seed": seed,
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
-            "scheduler": request.scheduler,
-        }
-    )
+    about = origin(request, seed)
     buffer = io.BytesIO()
     if request.output_format == "png":
         text = PngImagePlugin.PngInfo()
-        text.add_text("parameters", origin)
+        text.add_text("parameters", about)
         image.save(buffer, "png", pnginfo=text)
     else:
         exif = Image.Exif()
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + origin.encode("ascii")
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + about.encode("ascii")
         image.save(buffer, request.output_format, quality=request.output_compression, exif=exif)
     return buffer.getvalue()
+
+
+def encode_preview(pixels: NDArray[np.uint8], request: PictureRequest) -> bytes:
+    """uint8 [h, w, 3] of any size -> a picture of the request's size and format, with nothing written inside."""
+    image = Image.fromarray(pixels).resize((request.width, request.height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, request.output_format, **{} if request.output_format == "png" else {"quality": PREVIEW_QUALITY})
+    return buffer.getvalue()
+
+
+def origin(request: PictureRequest | ImageToVideo, seed: int) -> str:
+    """What made a picture or clip, as ASCII JSON."""
+    about: dict[str, object] = {
+        "software": "darkroom",
+        "model": request.model,
+        "prompt": request.prompt,
+        "seed": seed,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "scheduler": request.scheduler,
+    }
+    if isinstance(request, ImageToVideo):
+        names = ("frames", "segments", "fps", "motion_bucket_id", "noise_aug_strength", "min_guidance_scale")
+        about |= {name: getattr(request, name) for name in names}
+    else:
+        about["negative_prompt"] = request.negative_prompt
+    if isinstance(request, ImageToImage | Inpainting):
+        about["strength"] = request.strength
+    if request.loras:
+        about["loras"] = [adapter.model_dump() for adapter in request.loras]
+    return json.dumps(about)

@@ -1,10 +1,13 @@
-"""Numerics ids: what a row's bytes depend on beside its request."""
+"""What a row's bytes depend on beside its request, and what makes two networks the same one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from service.jobs.job import Adapter
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,23 @@ class Numerics:
     """Whether rows must be decoded one by one for their bytes to be their own."""
 
 
-def numerics_id(parts: dict[str, str]) -> str:
+def numerics_id(parts: Mapping[str, str]) -> str:
     """A short stable hash of everything named in ``parts`` (back end, precision, engine, device class, invariance)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(dict(parts))
+
+
+def network_id(role: str, weights: str, runs_on: str, adapters: Sequence[Adapter] = ()) -> str:
+    """The identity of a network: models that have it in common have it in memory once.
+
+    Args:
+        role: what it is called in logs.
+        weights: hash of its weight files and config.
+        runs_on: back end and precision.
+        adapters: what is fused into it.
+    """
+    fused = sorted((adapter.name, adapter.scale) for adapter in adapters)
+    return f"{role}-{_digest([weights, runs_on, fused])}"
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

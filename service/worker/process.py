@@ -12,6 +12,7 @@ from contextlib import closing
 import torch
 
 from models.spec.model import ModelSpec
+from service.heartbeat import HEARTBEAT, Heartbeat, exit_when_overdue
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import PROGRESS_EVERY_S, Bus
 from service.jobs.open import open_store
@@ -20,13 +21,16 @@ from service.metrics import WorkerMetrics
 from service.settings import Settings, installed_models, worker_name
 from service.status import WorkerStatus
 from service.worker.loop import Worker
+from service.worker.opening import load_model
 from service.worker.outage import Outage
-from service.worker.residency import LoadedModel, Residency, load_model
+from service.worker.residency import LoadedModel, Residency
 
 logger = logging.getLogger(__name__)
 
 METRICS_EVERY_S = 1.0
 STOP_CHECK_S = 0.1
+DRAIN_S = 5.0
+"""For finishing what can be finished after SIGTERM: half of what a supervisor gives a worker to end."""
 
 
 class Stop:
@@ -54,8 +58,11 @@ def run_worker(settings: Settings) -> None:
     specs = installed_models(settings)
 
     def load(spec: ModelSpec) -> LoadedModel:
-        with metrics.model_load_seconds.time():
-            return load_model(spec, settings)
+        return load_model(spec, settings)
+
+    def on_load(seconds: float, evicted: int) -> None:
+        metrics.model_load_seconds.observe(seconds)
+        metrics.evictions.inc(evicted)
 
     opened = open_when_there(lambda: open_store(settings.store_url, settings.max_queued), metrics, stop)
     if opened is None:
@@ -63,17 +70,21 @@ def run_worker(settings: Settings) -> None:
     with (
         closing(opened) as store,
         closing(Bus(settings.bus_address, PROGRESS_EVERY_S)) as bus,
-        closing(Residency(specs, load)) as residency,
+        closing(Residency(specs, load, settings.memory_bytes or None, on_load)) as residency,
+        closing(Heartbeat(settings.data / HEARTBEAT)) as heartbeat,
     ):
         artifacts = ArtifactStore(settings.artifacts_address)
-        worker = Worker(worker_name(pid), store, bus, artifacts, residency, metrics, settings.lease_s, specs)
+        name, beat = worker_name(pid), heartbeat.beat
+        worker = Worker(name, store, bus, artifacts, residency, metrics, settings.lease_s, specs, beat)
         if specs:
             worker.warm_up(next(iter(specs)))
-        WorkerStatus(pid=pid, state="ready", models=residency.resident).write(settings.worker_status_path)
         logger.info("worker ready", extra={"models": residency.resident})
-        _turn(worker, metrics, settings, stop)
-        worker.close()
+        watchdog = exit_when_overdue(settings.data / HEARTBEAT)
+        _turn(worker, residency, metrics, settings, stop)
         WorkerStatus(pid=pid, state="stopping").write(settings.worker_status_path)
+        worker.drain(DRAIN_S)
+        watchdog.set()
+        worker.close()
 
 
 def open_when_there(open_it: Callable[[], JobStore], metrics: WorkerMetrics, stop: Stop) -> JobStore | None:
@@ -88,10 +99,29 @@ def open_when_there(open_it: Callable[[], JobStore], metrics: WorkerMetrics, sto
     return None
 
 
-def _turn(worker: Worker, metrics: WorkerMetrics, settings: Settings, stop: Stop) -> None:
-    written_at = 0.0
+def _turn(worker: Worker, residency: Residency, metrics: WorkerMetrics, settings: Settings, stop: Stop) -> None:
+    told_at = -METRICS_EVERY_S
     while not stop.asked:
+        if time.monotonic() - told_at > METRICS_EVERY_S:
+            status = WorkerStatus(
+                pid=os.getpid(), state="ready", models=residency.resident, seconds_per_job=worker.seconds_per_job
+            )
+            _tell(status, metrics, settings)
+            told_at = time.monotonic()
         worker.tick()
-        if time.monotonic() - written_at > METRICS_EVERY_S:
-            metrics.write(settings.worker_metrics_path)
-            written_at = time.monotonic()
+
+
+def _tell(status: WorkerStatus, metrics: WorkerMetrics, settings: Settings) -> None:
+    """Say how things are. A full disk is no reason to stop: what is old says so by its age."""
+    _measure_device(metrics)
+    try:
+        status.write(settings.worker_status_path)
+        metrics.write(settings.worker_metrics_path)
+    except OSError as error:
+        logger.warning("status and metrics cannot be written", extra={"error": str(error)})
+
+
+def _measure_device(metrics: WorkerMetrics) -> None:
+    if torch.cuda.is_available():
+        metrics.device_memory_bytes.labels("allocated").set(torch.cuda.memory_allocated())
+        metrics.device_memory_bytes.labels("peak").set(torch.cuda.max_memory_allocated())

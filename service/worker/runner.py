@@ -2,121 +2,78 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from models.conditioners.condition import Condition
-from models.families import text_to_image
-from models.families.row import Row, advance
-from models.guidance import Guidance
-from models.plan import make_plan
-from service.jobs.job import TextToImage
-from service.worker.batch import BatchKey, Item, Stage
-from service.worker.numerics import Numerics
-from service.worker.residency import LoadedModel
-
-CACHED_PROMPTS = 256
-MAX_BATCH = {Stage.ENCODE: 4, Stage.DENOISE: 0, Stage.DECODE: 8}
-"""Pictures of one batch outside the denoiser, whose bound is part of a row's numerics. Small: nothing is gained by
-larger ones, and a batch cannot be interrupted."""
+from models.families.row import advance
+from models.families.text_to_image import decode_latents
+from models.preview import clean_estimate, moment
+from service.metrics import WorkerMetrics
+from service.worker.batch import Stage
+from service.worker.picture import Picture
+from service.worker.piece import Piece
+from service.worker.prompts import Prompts
 
 
-@dataclass
-class Picture:
-    """One picture of a job on its way through the stages."""
+@dataclass(frozen=True)
+class Preview:
+    """What a picture looks like on its way."""
 
-    request: TextToImage
-    seed: int
-    arrived_at: float
-    """When its job was accepted, Unix seconds."""
-    loaded: LoadedModel
-    numerics: Numerics
-    row: Row | None = None
-    """None until the prompt is encoded."""
-
-    @property
-    def stage(self) -> Stage:
-        """The stage that comes next."""
-        if self.row is None:
-            return Stage.ENCODE
-        return Stage.DECODE if self.row.finished else Stage.DENOISE
-
-    @property
-    def key(self) -> BatchKey:
-        """What the next piece of work can be batched with."""
-        request, model = self.request, self.loaded.model
-        latent = (model.latent_channels, request.height // model.downscale, request.width // model.downscale)
-        network, most = {Stage.ENCODE: "text", Stage.DECODE: "vae"}.get(self.stage, ""), MAX_BATCH[self.stage]
-        tokens = 0
-        if self.row is not None and self.stage is Stage.DENOISE:
-            network, most = "+".join(sorted(self.row.networks)), self.numerics.max_lanes
-            tokens = self.row.tokens
-        return BatchKey(self.stage, request.model, network, latent, tokens, self.numerics.id, most)
-
-    def item(self, row: int) -> Item:
-        """The next piece of work, for the scheduler."""
-        lanes, evaluations = 1, 1
-        if self.row is not None and self.stage is Stage.DENOISE:
-            lanes = len(self.row.plan.lines[self.row.line].lanes)
-            evaluations = len(self.row.plan.lines) - self.row.line
-        return Item(row, self.key, lanes, evaluations, self.arrived_at)
+    picture: Picture
+    part: int
+    latent: Tensor
+    """[C, h, w], an estimate of the clean one."""
+    pixels: NDArray[np.uint8] | None
+    """[H, W, 3] of that latent, decoded for the first preview of a model, from which the others learn how."""
 
 
 class Runner:
-    """Executes batches. A batch that raises leaves every picture as it was."""
+    """Executes batches. A batch that raises leaves every piece as it was."""
 
-    def __init__(self) -> None:
-        self._prompts: OrderedDict[tuple[str, ...], dict[str, Condition]] = OrderedDict()
+    def __init__(self, metrics: WorkerMetrics | None = None) -> None:
+        self._prompts = Prompts(metrics or WorkerMetrics())
+        self._previewed: set[str] = set()  # numerics ids
 
-    def encode(self, pictures: Sequence[Picture]) -> None:
-        """Prompt to conditions and line 0. One prompt at a time: its bytes must not depend on its neighbours."""
-        for picture in pictures:
-            request, model = picture.request, picture.loaded.model
-            plan = make_plan(
-                model.schedule,
-                request.scheduler,
-                request.num_inference_steps,
-                Guidance(request.guidance_scale),
-                network=model.spec.system.denoiser,
-            )
-            size = (request.width, request.height)
-            picture.row = text_to_image.start_row(model, plan, self._conditions(picture), picture.seed, size)
+    def run(self, stage: Stage, pieces: Sequence[Piece]) -> list[Preview]:
+        """One batch of pieces of one key; the previews that became due with it."""
+        if stage is Stage.DENOISE:
+            return self.denoise(pieces)
+        if stage is Stage.ENCODE:
+            self.encode(pieces)
+        else:
+            self.decode(pieces)
+        return []
 
-    def denoise(self, pictures: Sequence[Picture]) -> None:
-        """One step of every picture in one evaluation."""
-        rows = [picture.row for picture in pictures if picture.row is not None]
-        first = pictures[0]
-        advance(first.loaded.model.denoisers, rows, first.numerics.padded_lanes)
+    def encode(self, pieces: Sequence[Piece]) -> None:
+        """Requests to rows, one at a time: the bytes of one must not depend on its neighbours."""
+        for piece in pieces:
+            piece.encode(self._prompts)
 
-    def decode(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
-        """Finished latents to uint8 [H, W, 3] each."""
-        rows = [picture.row for picture in pictures if picture.row is not None]
-        decoder = pictures[0].loaded.model.decoder
-        if pictures[0].numerics.lone_decode:
-            return [text_to_image.decode(decoder, [row])[0] for row in rows]
-        return list(text_to_image.decode(decoder, rows))
+    def denoise(self, pieces: Sequence[Piece]) -> list[Preview]:
+        """One step of every piece in one evaluation."""
+        due = [
+            (piece, piece.preview_part, moment(piece.row))
+            for piece in pieces
+            if isinstance(piece, Picture) and piece.row is not None and piece.preview_part is not None
+        ]
+        rows = [piece.row for piece in pieces if piece.row is not None]
+        advance(pieces[0].loaded.model.denoisers, rows, pieces[0].numerics.padded_lanes)
+        return [
+            self._preview(piece, part, clean_estimate(before, piece.row))
+            for piece, part, before in due
+            if piece.row is not None and part is not None
+        ]
 
-    def _conditions(self, picture: Picture) -> dict[str, Condition]:
-        request = picture.request
-        guided = request.guidance_scale > 1.0
-        sizes = (str(request.width), str(request.height))
-        key = (picture.numerics.id, request.prompt, request.negative_prompt if guided else "", str(guided), *sizes)
-        if key in self._prompts:
-            self._prompts.move_to_end(key)
-            return self._prompts[key]
-        conditions = text_to_image.prepare(
-            picture.loaded.model,
-            request.prompt,
-            request.negative_prompt,
-            guided,
-            request.width,
-            request.height,
-        )
-        self._prompts[key] = conditions
-        if len(self._prompts) > CACHED_PROMPTS:
-            self._prompts.popitem(last=False)
-        return conditions
+    def decode(self, pieces: Sequence[Piece]) -> None:
+        """Finished latents to pixels, of a clip one chunk."""
+        type(pieces[0]).decode(pieces)
+
+    def _preview(self, picture: Picture, part: int, latent: Tensor) -> Preview:
+        if picture.numerics.id in self._previewed:
+            return Preview(picture, part, latent, None)
+        self._previewed.add(picture.numerics.id)
+        return Preview(picture, part, latent, decode_latents(picture.model.decoder, latent[None])[0])

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from service import supervisor
 from service.status import WorkerStatus
 from service.supervisor import Backoff, supervise
 
@@ -34,10 +36,10 @@ class Seen:
         if len(self.exited) == 1:
             raise OSError("bookkeeping may fail")
 
-    def task(self, code: str, backoff: Backoff = QUICK, grace_s: float = 5.0) -> asyncio.Task[None]:
+    def task(self, code: str, backoff: Backoff = QUICK, **how: Any) -> asyncio.Task[None]:
         command = [sys.executable, "-c", code]
         return asyncio.create_task(
-            supervise(command, os.environ, self.started.append, self.on_exit, backoff=backoff, grace_s=grace_s)
+            supervise(command, os.environ, self.started.append, self.on_exit, backoff=backoff, **how)
         )
 
 
@@ -87,6 +89,20 @@ async def test_a_stubborn_child_is_killed() -> None:
     await asyncio.sleep(0.5)
     await end(task)
     assert not alive(seen.started[0]) and seen.exited == seen.started
+
+
+async def test_a_child_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HANG_CHECK_S", 0.05)
+    seen, silent = Seen(), set[int]()
+    task = seen.task(SLEEPER, hangs=silent.__contains__)
+    await until(lambda: len(seen.started) == 1)
+    await asyncio.sleep(0.3)
+    assert not seen.exited, "it was not silent"
+    os.kill(seen.started[0], signal.SIGSTOP)  # no signal but SIGKILL reaches it now
+    silent.add(seen.started[0])
+    await until(lambda: len(seen.started) == 2)
+    assert seen.exited == seen.started[:1] and not alive(seen.started[0]) and alive(seen.started[1])
+    await end(task)
 
 
 async def test_a_command_that_is_not_there() -> None:

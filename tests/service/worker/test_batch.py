@@ -5,12 +5,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.worker.batch import Batch, BatchKey, Costs, Item, Limits, Stage, next_batch, response_ratio
+from service.jobs.job import Adapter, Priority
+from service.worker.batch import (
+    CLASS_WEIGHT,
+    CRITICAL_WEIGHT,
+    Batch,
+    BatchKey,
+    Costs,
+    Item,
+    Limits,
+    Stage,
+    next_batch,
+    response_ratio,
+    weight,
+)
+from service.worker.memory import TENURE, Home, Memory
 
 Policy = Callable[[Sequence[Item], Costs, Limits, float], Batch | None]
 
@@ -29,13 +44,25 @@ def make_key(network: str = "u", max_lanes: int = 8) -> BatchKey:
     return BatchKey(Stage.DENOISE, "model", network, (4, 8, 8), 7, "id", max_lanes)
 
 
-def make_item(row: int, key: BatchKey, lanes: int = 2, evaluations: int = 10, arrived_at: float = 0.0) -> Item:
-    return Item(row, key, lanes, evaluations, arrived_at)
+def make_item(
+    row: int, key: BatchKey, lanes: int = 2, evaluations: int = 10, arrived_at: float = 0.0, **fields: Any
+) -> Item:
+    return Item(row, key, lanes, evaluations, arrived_at, **fields)
 
 
 KEYS = st.builds(make_key, st.sampled_from(["u", "uu", "uuu"]), st.sampled_from([1, 4, 8]))
 ITEMS = st.lists(
-    st.builds(make_item, st.just(0), KEYS, st.integers(1, 3), st.integers(1, 30), st.floats(0, 100)), max_size=30
+    st.builds(
+        make_item,
+        st.just(0),
+        KEYS,
+        st.integers(1, 3),
+        st.integers(1, 30),
+        st.floats(0, 100),
+        priority=st.sampled_from(list(Priority)),
+        deadline_at=st.none() | st.floats(0, 1000),
+    ),
+    max_size=30,
 ).map(lambda items: [replace(item, row=row) for row, item in enumerate(items)])
 LIMITS = st.builds(Limits, st.sampled_from([0.05, 0.5, 1.0, 100.0]))
 
@@ -50,7 +77,16 @@ def test_equal_keys_share_a_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"stage": Stage.DECODE}, {"model": "m"}, {"network": "v"}, {"shape": (4, 8, 4)}, {"numerics_id": "n"}]
+    "change",
+    [
+        {"stage": Stage.DECODE},
+        {"model": "m"},
+        {"network": "v"},
+        {"shape": (4, 8, 4)},
+        {"tokens": 8},
+        {"numerics_id": "n"},
+        {"adapters": (Adapter(name="ink"),)},
+    ],
 )
 def test_every_field_of_the_key_keeps_items_apart(change: dict[str, object]) -> None:
     other = replace(make_key(), **change)  # type: ignore[arg-type]
@@ -98,10 +134,31 @@ def test_equal_ratios_are_served_in_the_order_of_arrival_and_then_of_rows() -> N
 
 
 def test_response_ratio() -> None:
-    item = make_item(0, make_key(), lanes=1, evaluations=5, arrived_at=10.0)
-    assert response_ratio(item, Linear(), 10.0) == 1.0
-    assert response_ratio(item, Linear(), 12.0) == pytest.approx(3.0)
-    assert response_ratio(item, Linear(), 0.0) == 1.0
+    assert response_ratio(0.0, 1.0) == 1.0
+    assert response_ratio(2.0, 1.0) == pytest.approx(3.0)
+    assert response_ratio(-10.0, 1.0) == 1.0, "a clock that was set back"
+
+
+def test_an_urgent_class_leads_until_the_other_has_waited_long_for_its_work() -> None:
+    batch_job = make_item(0, make_key("u"), lanes=1, evaluations=1, priority=Priority.BATCH)  # 0.2 s of work
+    for waited_s, leads in ((2.9, 1), (3.1, 0)):  # 1 + 15 = 16 times
+        fresh = make_item(1, make_key("v"), 1, 1, arrived_at=waited_s, priority=Priority.INTERACTIVE)
+        chosen = next_batch([batch_job, fresh], Linear(), Limits(), waited_s)
+        assert chosen is not None and chosen.rows == (leads,)
+
+
+def test_a_deadline_leads_while_it_is_at_stake() -> None:
+    limits = Limits(1.0)
+    item = make_item(0, make_key("u"), 1, 10, deadline_at=10.0)  # 2 s of work, and 1 s for whoever runs now
+    assert weight(item, 2.0, limits, 4.9) == CLASS_WEIGHT[item.priority]
+    assert weight(item, 2.0, limits, 5.1) == CRITICAL_WEIGHT
+    assert weight(item, 2.0, limits, 10.0) == CRITICAL_WEIGHT
+    assert weight(item, 2.0, limits, 10.1) == CLASS_WEIGHT[item.priority], "it is missed: nothing is at stake"
+    other = make_item(1, make_key("v"), 1, 10)
+    for now, leads in ((4.9, (1,)), (5.1, (0,))):
+        late = replace(item, arrived_at=now - 0.1)
+        chosen = next_batch([late, other], Linear(), limits, now)
+        assert chosen is not None and chosen.rows == leads
 
 
 @given(ITEMS, LIMITS, st.floats(0, 1000))
@@ -140,9 +197,12 @@ class Kind:
     key: BatchKey
     lanes: int
     evaluations: int
+    priority: Priority = Priority.STANDARD
+    deadline_s: float | None = None
 
     def item(self, row: int, now: float) -> Item:
-        return Item(row, self.key, self.lanes, self.evaluations, now)
+        deadline_at = None if self.deadline_s is None else now + self.deadline_s
+        return Item(row, self.key, self.lanes, self.evaluations, now, self.priority, deadline_at)
 
 
 @dataclass(frozen=True)
@@ -154,26 +214,28 @@ class Mix:
     limits: Limits
 
     def bound_s(self, costs: Costs) -> float:
-        """Seconds within which response ratios finish the watched item.
+        """Seconds within which weighted response ratios finish the watched item.
 
-        An item that came after b(t) = t - (s / L) (t - a) has waited too short to pass, at time t, the one watched
-        since a: s is the least and L the largest work left of any. So whoever leads from b(t) to t was there at b(t),
-        and each of these N leads for at most E passes of at most P seconds: (s / L) (t - a) <= N E P.
+        With weights w of the watched item and at most W of the others, least and largest work left s and L: who came
+        after b(t) = t - s (w / W (1 + (t - a) / L) - 1) has waited too short to pass, at time t, the one watched since
+        a. So whoever leads from b(t) to t was there at b(t), and each of these N leads for at most E passes of at most
+        P seconds: t - b(t) <= N E P.
         """
         kinds = (self.watched, *self.neighbours)
         alone = [costs.seconds(kind.key, kind.lanes) for kind in kinds]
         longest = max(kind.evaluations * s for kind, s in zip(kinds, alone, strict=True))
-        passes = len(kinds) * max(kind.evaluations for kind in kinds)
-        return passes * max(self.limits.max_seconds, *alone) * longest / min(alone)
+        passes_s = len(kinds) * max(kind.evaluations for kind in kinds) * max(self.limits.max_seconds, *alone)
+        weights = [CLASS_WEIGHT[kind.priority] if kind.deadline_s is None else CRITICAL_WEIGHT for kind in kinds]
+        return longest * (max(weights) / weights[0] * (passes_s / min(alone) + 1) - 1)
 
 
 def served_in_time(mix: Mix, policy: Policy, costs: Costs) -> bool:
     """Run the mix until its watched item is done or its time is up."""
-    numbers, now = itertools.count(1), 0.0
+    numbers, now, bound_s = itertools.count(1), 0.0, mix.bound_s(costs)
     waiting = {0: mix.watched.item(0, now)}
     kinds = {next(numbers): kind for kind in mix.neighbours}
     waiting |= {row: kind.item(row, now) for row, kind in kinds.items()}
-    while now <= mix.bound_s(costs):
+    while now <= bound_s:
         batch = policy(list(waiting.values()), costs, mix.limits, now)
         assert batch is not None
         now += costs.seconds(batch.key, batch.lanes)
@@ -182,7 +244,7 @@ def served_in_time(mix: Mix, policy: Policy, costs: Costs) -> bool:
             if item.evaluations > 1:
                 waiting[row] = replace(item, evaluations=item.evaluations - 1)
             elif row == 0:
-                return now <= mix.bound_s(costs)
+                return now <= bound_s
             else:
                 successor = next(numbers)
                 kinds[successor] = kinds.pop(row)
@@ -196,8 +258,19 @@ def shortest_first(items: Sequence[Item], costs: Costs, limits: Limits, now: flo
     return next_batch(waited_alike, costs, limits, 0.0)
 
 
-KIND = st.builds(Kind, KEYS, st.integers(1, 3), st.integers(1, 6))
-MIXES = st.builds(Mix, KIND, st.lists(KIND, max_size=6).map(tuple), st.builds(Limits, st.sampled_from([0.3, 1.0])))
+def strict_classes(items: Sequence[Item], costs: Costs, limits: Limits, now: float) -> Batch | None:
+    """Another: a class leads for as long as it has work."""
+    best = max(CLASS_WEIGHT[item.priority] for item in items)
+    return next_batch([item for item in items if CLASS_WEIGHT[item.priority] == best], costs, limits, now)
+
+
+def make_kind(key: BatchKey, lanes: int, evaluations: int, priority: Priority) -> Kind:
+    return Kind(key, lanes, evaluations, priority)
+
+
+KIND = st.builds(make_kind, KEYS, st.integers(1, 3), st.integers(1, 6), st.sampled_from(list(Priority)))
+NEIGHBOURS = st.lists(st.builds(replace, KIND, deadline_s=st.none() | st.sampled_from([0.5, 3.0])), max_size=5)
+MIXES = st.builds(Mix, KIND, NEIGHBOURS.map(tuple), st.builds(Limits, st.sampled_from([0.3, 1.0])))
 
 
 @given(MIXES)
@@ -205,8 +278,116 @@ def test_no_mix_starves_anyone(mix: Mix) -> None:
     assert served_in_time(mix, next_batch, Linear())
 
 
-def test_shortest_first_starves_in_the_same_simulation() -> None:
-    long, short = Kind(make_key("uuu"), 2, 6), Kind(make_key("u"), 1, 1)
+@pytest.mark.parametrize("policy", [shortest_first, strict_classes])
+def test_controls_starve_in_the_same_simulation(policy: Policy) -> None:
+    long = Kind(make_key("uuu"), 2, 6, Priority.BATCH)
+    short = Kind(make_key("u"), 1, 1, Priority.INTERACTIVE)
     mix = Mix(long, (short, short), Limits())
-    assert not served_in_time(mix, shortest_first, Linear())
+    assert not served_in_time(mix, policy, Linear())
     assert served_in_time(mix, next_batch, Linear())
+
+
+def clip(lanes: int = 2, max_lanes: int = 8) -> Item:
+    return make_item(0, make_key("uuuu", max_lanes), lanes, divisible=True)  # 0.4 s and 0.4 s a lane
+
+
+def test_a_divisible_item_that_is_too_long_runs_in_passes() -> None:
+    neighbour = make_item(1, clip().key, divisible=True, arrived_at=1.0)
+    whole = next_batch([clip(), neighbour], Linear(), Limits(2.0), 1.0)
+    assert whole == Batch(clip().key, (0, 1), 4)
+    assert next_batch([clip(), neighbour], Linear(), Limits(1.0), 1.0) == Batch(clip().key, (0,), 1)
+    assert next_batch([clip(4)], Linear(), Limits(1.3), 1.0) == Batch(clip().key, (0,), 2), "the most that fit"
+    assert next_batch([clip()], Linear(), Limits(0.1), 1.0) == Batch(clip().key, (0,), 1), "one, if none fits"
+    indivisible = replace(clip(), divisible=False)
+    assert next_batch([indivisible], Linear(), Limits(1.0), 1.0) == Batch(clip().key, (0,), 2)
+
+
+def test_nothing_is_divided_where_fewer_lanes_take_as_long() -> None:
+    class Padded:
+        def seconds(self, key: BatchKey, lanes: int) -> float:
+            return 5.0
+
+    assert next_batch([clip()], Padded(), Limits(1.0), 1.0) == Batch(clip().key, (0,), 2)
+
+
+def home(size: int = 4, since: float | None = None, used_at: float = 0.0, load_s: float = 2.0) -> Home:
+    return Home(size, load_s, since, used_at, switch_s=load_s)
+
+
+def of(model: str, row: int, stage: Stage = Stage.ENCODE, arrived_at: float = 0.0, **fields: Any) -> Item:
+    """A row of a model of two networks, the second of which is its own."""
+    key = replace(make_key(), stage=stage, model=model)
+    needs, keeps = (("text",), (model,)) if stage is Stage.ENCODE else ((model,), ())
+    return make_item(row, key, 1, 1, arrived_at, **{"needs": needs, "keeps": keeps, **fields})
+
+
+def with_room_for_one(**changes: Home) -> Memory:
+    """Model a came at 0 and ran since; b and c are on disk."""
+    homes = {"text": home(1, 0.0, 1.0), "a": home(4, 0.0, 1.0), "b": home(), "c": home()}
+    return Memory({**homes, **changes}, limit_bytes=5)
+
+
+def choose(items: list[Item], memory: Memory, now: float = 1.0) -> Batch | None:
+    return next_batch(items, Linear(), Limits(), now, resident=memory)
+
+
+def test_what_is_not_in_memory_is_loaded_once_for_all_that_wait() -> None:
+    batch = choose([of("b", 0), of("b", 1)], Memory({"text": home(1), "b": home()}))
+    assert batch is not None and batch.key.stage is Stage.LOAD and batch.key.model == "b"
+    assert batch.load == ("b", "text") and batch.evict == () and batch.rows == (0, 1)
+
+
+def test_a_load_that_displaces_no_work_begins_at_once_and_beside_it() -> None:
+    waiting = [of("a", 0, arrived_at=-1000.0), of("b", 1)]
+    roomy = replace(with_room_for_one(), limit_bytes=9)
+    batch = choose(waiting, roomy)
+    assert batch is not None and batch.load == ("b",) and batch.evict == ()
+    batch = choose(waiting, replace(roomy, loading=frozenset({"b"})))
+    assert batch is not None and batch.rows == (0,), "work goes on meanwhile"
+    assert choose(waiting[1:], replace(roomy, loading=frozenset({"b"}))) is None
+    idle = choose(waiting[1:], with_room_for_one())
+    assert idle is not None and idle.load == ("b",) and idle.evict == ("a",), "a has no work, whatever its tenure"
+
+
+def test_a_network_with_work_keeps_its_place_for_its_tenure() -> None:
+    waiting = [of("a", 0, arrived_at=9.0), of("b", 1, arrived_at=-1000.0)]
+    end = TENURE * 2.0
+    before, after = (choose(waiting, with_room_for_one(), now) for now in (end - 0.1, end))
+    assert before is not None and before.rows == (0,) and not before.load
+    assert after is not None and after.load == ("b",) and after.evict == ("a",)
+    newcomer = [replace(waiting[0], arrived_at=-1000.0), replace(waiting[1], arrived_at=9.0)]
+    batch = choose(newcomer, with_room_for_one(), end)
+    assert batch is not None and not batch.load, "its turn to lead has to come as well"
+
+
+def test_a_deadline_at_stake_ends_a_tenure_but_what_was_loaded_runs_once() -> None:
+    waiting = [of("a", 0), of("b", 1, deadline_at=6.0)]
+    batch = choose(waiting, with_room_for_one(), 2.0)
+    assert batch is not None and batch.evict == ("a",)
+    batch = choose(waiting, with_room_for_one(a=home(4, 1.5, 1.0)), 2.0)
+    assert batch is not None and batch.rows == (0,)
+
+
+def test_begun_rows_keep_their_networks_and_no_new_ones_begin() -> None:
+    after = TENURE * 2.0
+    waiting = [of("b", 0, arrived_at=-1000.0), of("a", 1, arrived_at=9.0), of("a", 2, Stage.DECODE, arrived_at=9.5)]
+    batch = choose(waiting, with_room_for_one(), after)
+    assert batch is not None and batch.rows == (2,)
+    batch = choose(waiting[:2], with_room_for_one(), after)
+    assert batch is not None and batch.load == ("b",) and batch.evict == ("a",)
+
+
+def test_loads_that_could_block_each_other_do_not() -> None:
+    # Parts of two models are in memory, neither can run, and each wants the room of the other's part.
+    homes = {"b": home(4), "c": home(4), "b2": home(2, 5.0), "c2": home(2, 5.0)}
+    rows = [of("b", 0, needs=("b", "b2"), keeps=()), of("c", 1, Stage.DENOISE, needs=("c", "c2"), keeps=())]
+    batch = choose(rows, Memory(homes, limit_bytes=6), 6.0)
+    assert batch is not None and batch.load and batch.evict
+
+
+def test_a_model_without_room_for_all_of_it_runs_stage_by_stage() -> None:
+    homes = {"text": home(4, 0.0, 1.0), "a": home(4)}
+    batch = choose([of("a", 0)], Memory(homes, limit_bytes=5))
+    assert batch is not None and batch.rows == (0,) and not batch.load
+    batch = choose([of("a", 0, Stage.DENOISE)], Memory(homes, limit_bytes=5))
+    assert batch is not None and batch.load == ("a",) and batch.evict == ("text",)

@@ -18,8 +18,9 @@ from service.metrics import WorkerMetrics
 from service.worker import finish
 from service.worker.finish import Finisher
 from service.worker.flight import ActiveJob, Seat
+from service.worker.picture import Picture
 from service.worker.residency import LoadedModel
-from service.worker.runner import Picture, Runner
+from service.worker.runner import Runner
 from tests.support.rig import make_request
 
 
@@ -40,6 +41,9 @@ class Desk:
         request = lease.job.request
         pictures = [Picture(request, request.seed + i, 0.0, self.loaded, self.loaded.strict) for i in range(n)]
         Runner().encode(pictures)
+        for picture in pictures:
+            assert picture.row is not None
+            picture.pixels, picture.row.line = pixels(0), len(picture.row.plan.lines)
         return job, [Seat(job, i, picture) for i, picture in enumerate(pictures)]
 
     def get(self, job: ActiveJob) -> Job:
@@ -68,9 +72,10 @@ def pixels(level: int) -> Any:
 
 def test_the_last_picture_completes_the_job(desk: Desk) -> None:
     job, seats = desk.claim(n=2, output_format="webp")
-    desk.finisher.finish(seats[1], pixels(20)).result(10)
+    seats[1].piece.pixels = pixels(20)
+    desk.finisher.finish(seats[1]).result(10)
     assert desk.get(job).state is JobState.RUNNING and not job.ended and not desk.listener.receive(0)
-    desk.finisher.finish(seats[0], pixels(10)).result(10)
+    desk.finisher.finish(seats[0]).result(10)
     done = desk.get(job)
     assert done.state is JobState.COMPLETED and job.ended
     assert [(r.seed, r.media_type, r.numerics_id) for r in done.results] == [
@@ -94,7 +99,7 @@ def test_outcomes_are_written_in_the_order_of_the_calls(desk: Desk, monkeypatch:
 
     monkeypatch.setattr(desk.store, "complete", complete)
     claimed = [desk.claim(seed=seed) for seed in range(4)]
-    futures = [desk.finisher.finish(seats[0], pixels(0)) for _, seats in claimed]
+    futures = [desk.finisher.finish(seats[0]) for _, seats in claimed]
     assert not any(future.done() for future in futures), "the loop does not wait for the store"
     gate.set()
     desk.finisher.close()
@@ -121,7 +126,7 @@ def test_a_picture_that_cannot_be_stored_fails_its_job(desk: Desk, monkeypatch: 
 
     monkeypatch.setattr(desk.artifacts, "put", put)
     for seat in seats:
-        desk.finisher.finish(seat, pixels(0)).result(10)
+        desk.finisher.finish(seat).result(10)
     error = desk.get(job).error
     assert error is not None and (error.code, error.message) == ("storage_failed", "no space left on device")
     assert job.ended and desk.jobs_total("completed") == 0
@@ -132,7 +137,7 @@ def test_a_lease_that_is_gone_counts_nothing(desk: Desk, end: str) -> None:
     job, seats = desk.claim()
     desk.store.cancel(job.id)
     if end == "finish":
-        desk.finisher.finish(seats[0], pixels(0)).result(10)
+        desk.finisher.finish(seats[0]).result(10)
     else:
         desk.finisher.fail(job, "x", "y").result(10)
     assert desk.get(job).state is JobState.CANCELLED and job.ended
@@ -149,7 +154,7 @@ def test_an_outcome_waits_for_a_store_that_is_away(desk: Desk, monkeypatch: pyte
     with monkeypatch.context() as away:
         away.setattr(desk.store, "complete", unavailable)
         away.setattr(desk.store, "fail", unavailable)
-        future = desk.finisher.finish(seats[0], pixels(0)) if end == "finish" else desk.finisher.fail(job, "x", "y")
+        future = desk.finisher.finish(seats[0]) if end == "finish" else desk.finisher.fail(job, "x", "y")
         with pytest.raises(TimeoutError):
             future.result(0.3)
         assert not job.ended
@@ -162,7 +167,7 @@ def test_a_lease_that_is_lost_while_an_outcome_waits(desk: Desk, monkeypatch: py
     job, seats = desk.claim()
     with monkeypatch.context() as away:
         away.setattr(desk.store, "complete", unavailable)
-        future = desk.finisher.finish(seats[0], pixels(0))
+        future = desk.finisher.finish(seats[0])
         desk.store.cancel(job.id)
     future.result(10)
     assert job.ended and desk.get(job).state is JobState.CANCELLED and desk.jobs_total("completed") == 0
@@ -174,7 +179,7 @@ def test_the_wait_for_a_store_has_an_end(desk: Desk, monkeypatch: pytest.MonkeyP
     job, seats = desk.claim()
     with monkeypatch.context() as away:
         away.setattr(desk.store, "complete", unavailable)
-        future = desk.finisher.finish(seats[0], pixels(0))
+        future = desk.finisher.finish(seats[0])
         if closing:
             desk.finisher.close()
         future.result(10)

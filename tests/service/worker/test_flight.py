@@ -5,8 +5,9 @@ from __future__ import annotations
 from service.jobs.job import Job, JobState, Lease, Result
 from service.worker.batch import Stage
 from service.worker.flight import ActiveJob, Flight
+from service.worker.picture import Picture
 from service.worker.residency import LoadedModel
-from service.worker.runner import Picture, Runner
+from service.worker.runner import Runner
 from tests.support.rig import make_request
 
 
@@ -30,7 +31,7 @@ def test_every_picture_has_a_row_of_its_own(loaded: LoadedModel) -> None:
     assert len({item.row for item in items}) == 3
     assert {(item.key.stage, item.arrived_at, item.lanes) for item in items} == {(Stage.ENCODE, 5.0, 1)}
     seats = flight.seats(item.row for item in items)
-    assert [(seat.job.id, seat.index, seat.picture.seed) for seat in seats] == [("a", 0, 7), ("a", 1, 8), ("b", 0, 7)]
+    assert [(seat.job.id, seat.index, seat.piece.seed) for seat in seats] == [("a", 0, 7), ("a", 1, 8), ("b", 0, 7)]
     assert first.results == [None, None]
 
 

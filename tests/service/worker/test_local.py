@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from service.jobs.job import ImageToImage
 from service.settings import Settings
 from service.worker import local
+from service.worker.input import Inputs
 from service.worker.residency import LoadedModel
-from tests.support.rig import Rig, alone, make_request
+from tests.support.rig import Rig, a_picture, alone, make_request
 
 
 @pytest.fixture
@@ -36,3 +38,10 @@ def test_fast_rows_too(settings: Settings, loaded: LoadedModel) -> None:
 def test_a_model_that_is_not_installed(settings: Settings) -> None:
     with pytest.raises(KeyError):
         local.generate(settings, make_request(model="unknown"), lambda *_: None)
+
+
+def test_from_a_picture(settings: Settings, loaded: LoadedModel) -> None:
+    same = make_request(num_inference_steps=4).model_dump(exclude={"task"})
+    request, inputs = ImageToImage(**same, image="0" * 64, strength=0.5), Inputs(a_picture())
+    made = local.generate(settings, request, lambda *_: None, inputs)
+    assert made == alone(loaded, request, inputs)[0] != alone(loaded, request, Inputs(a_picture(3)))[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.jobs.job import JobState
-from service.worker import loop
+from service.worker import leases, loop
 from service.worker.residency import LoadedModel
 from tests.support.rig import NAME, Rig, alone, denoised, make_request, refuses
 
@@ -69,15 +69,16 @@ def test_different_requests_share_batches_and_keep_their_bytes(rig: Rig) -> None
 
 @pytest.mark.parametrize("tell", [True, False])
 def test_a_cancelled_job_runs_no_further_step(rig: Rig, monkeypatch: pytest.MonkeyPatch, tell: bool) -> None:
-    monkeypatch.setattr(loop, "RENEW_EVERY_S", 1e9 if tell else 0.0)
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", 1e9 if tell else 0.0)
     job = rig.submit(num_inference_steps=50)
     in_denoiser(rig, 5)
     rig.cancel(job, tell)
     steps = len(rig.unet.batches)
     for _ in range(5):
         rig.worker.tick()
-    assert len(rig.unet.batches) == steps
-    assert rig.value("darkroom_steps_total", use="wasted") == steps
+    # Told on the bus it stops at once; else the next renewal finds out, which is under way beside the steps.
+    assert len(rig.unet.batches) - steps <= (0 if tell else 3)
+    assert rig.value("darkroom_steps_total", use="wasted") == len(rig.unet.batches)
     assert rig.get(job).state is JobState.CANCELLED and not rig.get(job).results
 
 
@@ -108,12 +109,12 @@ def test_a_job_fails_with_the_first_of_its_pictures(rig: Rig, loaded: LoadedMode
 
     def break_one(latents: torch.Tensor) -> None:
         if torch.equal(latents[0], row.state[0]):
-            raise MemoryError("no room")
+            raise ArithmeticError("not this one")
 
     rig.decoder.before = break_one
     rig.finish(bad, good)
     error = rig.get(bad).error
-    assert error is not None and error.code == "decode_failed" and error.message == "MemoryError: no room"
+    assert error is not None and error.code == "decode_failed" and error.message == "ArithmeticError: not this one"
     assert rig.contents(good) == alone(loaded, good.request)
 
 
@@ -128,14 +129,14 @@ def test_a_request_that_cannot_be_planned_fails(rig: Rig) -> None:
 @pytest.mark.parametrize("renew_every_s", [0.0, 1e9])
 def test_a_lost_lease_writes_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch, renew_every_s: float) -> None:
     # Noticed at the next renewal, or only when the outcome is refused.
-    monkeypatch.setattr(loop, "RENEW_EVERY_S", renew_every_s)
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", renew_every_s)
     job = rig.submit(num_inference_steps=20)
     in_denoiser(rig, 5)
     rig.store.reap(NAME)
     (lease,) = rig.store.claim("another", 1, 30.0)
     for _ in range(60):
         rig.worker.tick()
-    assert len(rig.unet.batches) == (5 if renew_every_s == 0.0 else 20)
+    assert len(rig.unet.batches) <= 8 if renew_every_s == 0.0 else len(rig.unet.batches) == 20
     rig.worker.close()
     found = rig.get(job)
     assert found.state is JobState.RUNNING and not found.results and rig.value("darkroom_jobs_total") == 0
@@ -174,7 +175,7 @@ def test_a_model_that_does_not_load_is_tried_again(tmp_path: Path, loaded: Loade
 
 def test_a_job_is_found_without_having_been_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.worker.tick()  # nothing there: from now on it waits to be told
-    monkeypatch.setattr(loop, "CLAIM_EVERY_S", 0.0)
+    monkeypatch.setattr(leases, "CLAIM_EVERY_S", 0.0)
     job = rig.store.submit(make_request())
     rig.finish(job)
     assert rig.get(job).state is JobState.COMPLETED

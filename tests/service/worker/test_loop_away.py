@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import Unavailable
 from service.jobs.job import JobState
-from service.worker import loop
+from service.worker import leases, loop
 from tests.support.rig import NAME, Rig, alone
 
 
@@ -33,8 +33,9 @@ class Away:
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are renewed and jobs looked for in every turn."""
-    for name in ("IDLE_WAIT_S", "RENEW_EVERY_S", "CLAIM_EVERY_S"):
-        monkeypatch.setattr(loop, name, 0.0)
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.0)
+    for name in ("RENEW_EVERY_S", "CLAIM_EVERY_S"):
+        monkeypatch.setattr(leases, name, 0.0)
 
 
 def test_a_store_that_is_away_costs_no_work(rig: Rig, restless: None) -> None:

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.jobs.job import TextToImage
-from service.worker.media import MEDIA_TYPES, encode_picture
+from service.jobs.job import Adapter, ImageToImage, TextToImage
+from service.worker.media import MEDIA_TYPES, encode_picture, encode_preview
 
 REQUEST = TextToImage(
     model="tiny",
@@ -25,6 +25,9 @@ REQUEST = TextToImage(
     scheduler="dpm++2m",
     seed=5,
 )
+
+
+PICTURES = [name for name in MEDIA_TYPES if name != "mp4"]
 
 
 def picture(seed: int = 0) -> NDArray[np.uint8]:
@@ -74,13 +77,13 @@ def test_lossy_formats_come_close_and_quality_matters(name: str) -> None:
     assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize("name", MEDIA_TYPES)
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_file_is_of_the_type_that_it_is_served_as(name: str) -> None:
     content = encode_picture(picture(), REQUEST.model_copy(update={"output_format": name}), 5)
     assert Image.MIME[decoded(content).format or ""] == MEDIA_TYPES[name]
 
 
-@pytest.mark.parametrize("name", MEDIA_TYPES)
+@pytest.mark.parametrize("name", PICTURES)
 def test_what_made_it_is_written_inside(name: str) -> None:
     content = encode_picture(picture(), REQUEST.model_copy(update={"output_format": name}), 12)
     assert origin(content) == {
@@ -95,10 +98,25 @@ def test_what_made_it_is_written_inside(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", MEDIA_TYPES)
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_same_picture_has_the_same_bytes(name: str) -> None:
     request = REQUEST.model_copy(update={"output_format": name})
     first = encode_picture(picture(), request, 5)
     assert encode_picture(picture(), request, 5) == first
     assert encode_picture(picture(1), request, 5) != first
     assert encode_picture(picture(), request, 6) != first
+
+
+def test_what_a_task_adds_is_written_too() -> None:
+    same = REQUEST.model_dump(exclude={"task", "loras"})
+    request = ImageToImage(**same, image="0" * 64, strength=0.5, loras=(Adapter(name="ink", scale=0.7),))
+    about = origin(encode_picture(picture(), request, 5))
+    assert about["strength"] == 0.5 and about["loras"] == [{"name": "ink", "scale": 0.7}]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_preview_has_the_size_and_format_of_the_picture(name: str) -> None:
+    small = np.full((2, 3, 3), 90, np.uint8)
+    image = decoded(encode_preview(small, REQUEST.model_copy(update={"output_format": name})))
+    assert image.size == (24, 16) and Image.MIME[image.format or ""] == MEDIA_TYPES[name]
+    assert np.abs(np.asarray(image.convert("RGB"), dtype=int) - 90).max() < 4

@@ -1,117 +1,196 @@
-"""Loading: once, in the background, again after a failure; and what a loaded model's numerics ids depend on."""
+"""Opening models and moving their networks: in the background, within the limit, shared, again after a failure."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from models.spec.model import ModelSpec
-from service.settings import Settings
-from service.worker.residency import LoadedModel, Residency, load_model
-from service.worker.runner import Runner
-from tests.support.rig import denoised, make_request
+from service.worker import lazy
+from service.worker.batch import Stage
+from service.worker.lazy import LazyNetwork, LoadFailed
+from service.worker.residency import LoadedModel, Residency, Role
 
 
-class Loader:
-    """Hands out what it is told, when it is let."""
+class Shelf:
+    """Models of made-up networks, opened and loaded when they are let, and what was read from it."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded, self.calls, self.gate = loaded, 0, threading.Event()
-        self.error: Exception | None = None
+    def __init__(self, model: LoadedModel) -> None:
+        self.model, self.read = model, list[str]()
+        self.open, self.gate = threading.Event(), threading.Event()
+        self.open.set()
+        self.gate.set()
+        self.errors: dict[str, Exception] = {}
+        self.opened = 0
 
-    def __call__(self, spec: ModelSpec) -> LoadedModel:
-        self.calls += 1
-        assert self.gate.wait(10)
-        if self.error is not None:
-            raise self.error
-        return self.loaded
+    def network(self, identity: str) -> LazyNetwork[Any]:
+        def load() -> object:
+            assert self.gate.wait(60)
+            if identity in self.errors:
+                raise self.errors[identity]
+            self.read.append(identity)
+            return object()
+
+        return LazyNetwork(identity, 4 if identity.startswith("unet") else 1, load)
+
+    def __call__(self, spec: Any) -> LoadedModel:
+        """``spec`` is the model's name here, and its UNet's; the rest is common to all."""
+        self.opened += 1
+        assert self.open.wait(60)
+        if spec in self.errors:
+            raise self.errors[spec]
+        vae = self.network("vae")
+        networks: dict[Role, LazyNetwork[Any]] = {
+            "conditioner": self.network("text"), "denoiser": self.network(f"unet-{spec}"),
+            "decoder": vae, "encoder": vae, "fast decoder": self.network("small"),
+        }  # fmt: skip
+        return replace(self.model, networks=networks)
 
 
-def test_a_model_is_loaded_once_and_in_the_background(loaded: LoadedModel) -> None:
-    loader = Loader(loaded)
-    residency = Residency({"tiny-xl": loaded.model.spec}, loader)
-    first, second = residency.request("tiny-xl"), residency.request("tiny-xl")
+@pytest.fixture
+def shelf(loaded: LoadedModel) -> Shelf:
+    return Shelf(loaded)
+
+
+@pytest.fixture
+def make(shelf: Shelf) -> Iterator[Callable[..., Residency]]:
+    made: list[Residency] = []
+
+    def residency(limit_bytes: int | None = None, **options: Any) -> Residency:
+        specs: Any = {name: name for name in "abc"}
+        made.append(Residency(specs, shelf, limit_bytes, **options))
+        return made[-1]
+
+    yield residency
+    for each in made:
+        each.close()
+
+
+def loaded_up(residency: Residency, timeout_s: float = 60.0) -> None:
+    """Wait for the load that is under way."""
+    end = time.monotonic() + timeout_s
+    while residency.memory.loading:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def held(residency: Residency) -> set[str]:
+    return {name for name, home in residency.memory.networks.items() if home.since is not None}
+
+
+def test_a_model_is_opened_once_and_in_the_background(make: Callable[..., Residency], shelf: Shelf) -> None:
+    shelf.open.clear()
+    residency = make()
+    first, second = residency.request("a"), residency.request("a")
     assert not first.done() and residency.resident == ()
-    loader.gate.set()
-    assert first.result(10) is second.result(10) is loaded
-    assert residency.request("tiny-xl").result(10) is loaded
-    assert loader.calls == 1 and residency.resident == ("tiny-xl",)
-    residency.close()
+    shelf.open.set()
+    assert first.result(60) is second.result(60) is residency.request("a").result(60)
+    assert shelf.opened == 1 and residency.resident == ("a",)
 
 
-def test_a_failed_load_is_tried_again(loaded: LoadedModel) -> None:
-    loader = Loader(loaded)
-    loader.gate.set()
-    loader.error = ValueError("weights are missing")
-    residency = Residency({"tiny-xl": loaded.model.spec}, loader)
+def test_a_model_that_cannot_be_opened_is_tried_again(make: Callable[..., Residency], shelf: Shelf) -> None:
+    residency = make()
+    shelf.errors["a"] = ValueError("weights are missing")
     with pytest.raises(ValueError, match="weights are missing"):
-        residency.request("tiny-xl").result(10)
+        residency.request("a").result(60)
     assert residency.resident == ()
-    loader.error = None
-    assert residency.request("tiny-xl").result(10) is loaded
-    assert residency.resident == ("tiny-xl",)
-    residency.close()
+    shelf.errors.clear()
+    residency.request("a").result(60)
+    assert residency.resident == ("a",)
 
 
-def test_an_unknown_model(loaded: LoadedModel) -> None:
-    residency = Residency({}, Loader(loaded))
+def test_an_unknown_model(make: Callable[..., Residency]) -> None:
     with pytest.raises(KeyError):
-        residency.request("tiny-xl")
-    residency.close()
+        make().request("tiny-xl")
 
 
-def test_strict_and_fast_rows_are_told_apart(loaded: LoadedModel) -> None:
-    assert loaded.strict.id != loaded.fast.id
-    assert loaded.numerics(True) is loaded.strict and loaded.numerics(False) is loaded.fast
-    assert loaded.strict.padded_lanes == loaded.strict.max_lanes and loaded.strict.lone_decode
-
-
-def change_json(path: Path, name: str, value: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-
-
-def test_the_id_follows_everything_that_changes_pixels(loaded: LoadedModel, tmp_path: Path) -> None:
-    folder = tmp_path / "tiny-xl"
-    shutil.copytree(loaded.model.spec.folder, folder)
-    settings = Settings(backend="torch", threads=1)
-    ids = [load_model(ModelSpec.read(folder), settings).strict.id]
-    assert ids == [loaded.strict.id], "where the folder lies does not matter"
-    (folder / "README.md").write_text("nor what is written about it")
-    assert load_model(ModelSpec.read(folder), settings).strict.id == ids[0]
-    text = folder / "text_encoder" / "model.safetensors"
-    content = bytearray(text.read_bytes())
-    content[-2] ^= 1
-    text.write_bytes(content)
-    ids.append(load_model(ModelSpec.read(folder), settings).strict.id)
-    change_json(folder / "scheduler" / "scheduler_config.json", "steps_offset", 0)
-    ids.append(load_model(ModelSpec.read(folder), settings).strict.id)
-    change_json(folder / "vae" / "config.json", "scaling_factor", 0.2)
-    ids.append(load_model(ModelSpec.read(folder), settings).strict.id)
-    assert len(set(ids)) == len(ids)
-
-
-@pytest.mark.timeout(300)  # the export, where the cores are busy
-def test_on_onnxruntime_rows_are_their_own_in_any_batch(
-    loaded: LoadedModel, sdxl_engines: Path, tmp_path: Path
+def test_what_fits_is_loaded_with_the_model_and_what_it_shares_is_loaded_once(
+    make: Callable[..., Residency], shelf: Shelf
 ) -> None:
-    (tmp_path / "engines").symlink_to(sdxl_engines)
-    settings = Settings(data=tmp_path, backend="onnxruntime", threads=1)
-    fast = load_model(loaded.model.spec, settings)
-    assert fast.strict == fast.fast and fast.strict.padded_lanes == 0 and not fast.strict.lone_decode
-    assert fast.strict.id not in (loaded.strict.id, loaded.fast.id)
-    assert fast.strict.id == load_model(loaded.model.spec, settings).strict.id
+    loads: list[tuple[float, int]] = []
+    residency = make(on_load=lambda seconds, evicted: loads.append((seconds, evicted)))
+    first, second = residency.request("a").result(60), residency.request("b").result(60)
+    assert sorted(shelf.read) == ["text", "unet-a", "unet-b", "vae"], "and no small decoder, which few rows need"
+    assert first.networks["decoder"].get() is second.networks["encoder"].get()
+    assert residency.resident == ("a", "b") and residency.memory.bytes(held(residency)) == 10
+    assert [evicted for _, evicted in loads] == [0, 0] and all(seconds >= 0 for seconds, _ in loads)
 
-    request = make_request(n=3)
-    pictures = [denoised(fast, request, seed) for seed in (7, 8, 9)]
-    together = Runner().decode(pictures)
-    single = [Runner().decode([picture])[0] for picture in pictures]
-    assert all((a == b).all() for a, b in zip(together, single, strict=True))
 
-    # The same picture as on torch, but for rounding.
-    reference = Runner().decode([denoised(loaded, request, 7)])[0].astype(int)
-    assert abs(together[0] - reference).max() <= 1
-    assert abs(together[1] - reference).mean() > 10
+def test_a_network_that_cannot_be_loaded_with_its_model_is_the_models_failure(
+    make: Callable[..., Residency], shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "FAILED_FOR_S", 0.0)
+    residency = make()
+    shelf.errors["unet-a"] = ValueError("a key is missing")
+    with pytest.raises(LoadFailed, match="a key is missing"):
+        residency.request("a").result(60)
+    residency.request("b").result(60)
+    shelf.errors.clear()
+    residency.request("a").result(60)
+    assert set(residency.resident) == {"a", "b"}
+
+
+def test_within_a_limit_the_second_model_waits_until_it_is_chosen(make: Callable[..., Residency], shelf: Shelf) -> None:
+    loads: list[int] = []
+    residency = make(limit_bytes=7, on_load=lambda _, evicted: loads.append(evicted))
+    residency.request("a").result(60)
+    second = residency.request("b").result(60)
+    assert held(residency) == {"text", "vae", "unet-a"} and residency.resident == ("a",)
+    shelf.gate.clear()
+    residency.start(["unet-b"], ["unet-a"])
+    assert residency.memory.loading == {"unet-b"} and held(residency) == {"text", "vae"}
+    residency.start(["unet-a"], [])
+    assert residency.memory.loading == {"unet-b"}, "one at a time: that choice was stale"
+    shelf.gate.set()
+    loaded_up(residency)
+    assert residency.resident == ("b",) and second.networks["denoiser"].home.since is not None
+    assert shelf.read.count("unet-a") == shelf.read.count("unet-b") == 1
+    assert loads == [0, 1]
+
+
+def test_a_load_that_fails_is_told_to_whoever_runs_on_it(
+    make: Callable[..., Residency], shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "FAILED_FOR_S", 600.0)
+    residency = make(limit_bytes=7)
+    residency.request("a").result(60)
+    second = residency.request("b").result(60)
+    shelf.errors["unet-b"] = ValueError("a key is missing")
+    residency.start(["unet-b"], ["unet-a"])
+    loaded_up(residency)
+    assert "unet-b" in held(residency), "nobody waits for it any more"
+    with pytest.raises(LoadFailed, match="a key is missing"):
+        second.networks["denoiser"].get()
+
+
+def test_a_model_whose_stage_has_no_room_at_all_is_refused(make: Callable[..., Residency]) -> None:
+    make(limit_bytes=4).request("a").result(60)  # stage by stage it runs
+    with pytest.raises(ValueError, match=r"memory_bytes is 3, and model 'tiny-xl' needs 4 to denoise"):
+        make(limit_bytes=3).request("a").result(60)
+
+
+def test_an_engine_that_was_made_with_its_model_leaves_where_there_is_no_room(
+    make: Callable[..., Residency], shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        shelf, "network", lambda identity: LazyNetwork(identity, 4 if "unet" in identity else 1, object, object())
+    )
+    residency = make(limit_bytes=8)  # and the small decoder is one
+    residency.request("a").result(60)
+    assert held(residency) >= {"text", "vae", "unet-a"}
+    residency.request("b").result(60)
+    assert "unet-a" in held(residency) and "unet-b" not in held(residency)
+    assert residency.memory.bytes(held(residency)) <= 8
+
+
+def test_what_a_row_requires_by_its_stage(shelf: Shelf) -> None:
+    model = shelf("a")
+    assert model.requirements(Stage.ENCODE) == (("text",), ("unet-a", "vae"))
+    assert model.requirements(Stage.ENCODE, from_picture=True) == (("text", "vae"), ("unet-a", "vae"))
+    assert model.requirements(Stage.DENOISE, fast_decoder=True) == (("unet-a",), ("small",))
+    assert model.requirements(Stage.DECODE) == (("vae",), ())
+    assert replace(model, networks={}).requirements(Stage.ENCODE) == ((), ())

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.families import row, text_to_image
+from models.families import row
 from service.jobs.job import TextToImage
-from service.worker import runner as module
 from service.worker.batch import Stage
+from service.worker.picture import MAX_BATCH, Picture
 from service.worker.residency import LoadedModel
-from service.worker.runner import MAX_BATCH, Picture, Runner
-from tests.support.rig import denoised, make_request, watch
+from service.worker.runner import Runner
+from tests.support.rig import denoised, make_request, pixels_of, watch
 
 REQUESTS = [
     make_request(scheduler="euler", num_inference_steps=3),
@@ -71,10 +71,25 @@ def test_a_row_has_the_same_bits_in_every_batch(loaded: LoadedModel) -> None:
     single = [denoised(loaded, request, request.seed) for request in REQUESTS]
     for a, b in zip(states(together), states(single), strict=True):
         assert torch.equal(a, b)
-    pixels = runner.decode(together)
-    for made, each in zip(single, pixels, strict=True):
-        assert (Runner().decode([made])[0] == each).all()
-    assert not (pixels[0] == pixels[1]).all()
+    runner.decode(together)
+    for made, each in zip(single, together, strict=True):
+        assert each.pixels is not None and (pixels_of(made) == each.pixels).all()
+    assert not (pixels_of(single[0]) == pixels_of(single[1])).all()
+
+
+def test_previews_are_spread_over_the_steps(loaded: LoadedModel) -> None:
+    made, runner = picture(loaded, make_request(num_inference_steps=8, partial_images=3)), Runner()
+    runner.encode([made])
+    shown = {}
+    while made.stage is Stage.DENOISE:
+        for preview in runner.denoise([made]):
+            assert made.row is not None and preview.picture is made
+            shown[made.row.line] = preview
+    assert {line: preview.part for line, preview in shown.items()} == {2: 0, 4: 1, 6: 2}
+    assert [preview.pixels is None for preview in shown.values()] == [False, True, True], "the first teaches the others"
+    assert made.row is not None
+    gaps = [float((preview.latent - made.row.state[0]).square().mean()) for preview in shown.values()]
+    assert gaps[0] > gaps[2], "they come closer to what it becomes"
 
 
 def test_strict_batches_have_a_constant_size_and_fast_ones_their_own(loaded: LoadedModel) -> None:
@@ -90,35 +105,6 @@ def test_strict_batches_have_a_constant_size_and_fast_ones_their_own(loaded: Loa
         runner.denoise(made)
         runner.decode(made)
         assert unet.batches == [lanes] and decoder.batches == decodes
-
-
-def test_a_prompt_is_encoded_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, str]] = []
-    original = text_to_image.prepare
-
-    def counted(model: object, prompt: str, negative: str, *rest: object) -> object:
-        calls.append((prompt, negative))
-        return original(model, prompt, negative, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(text_to_image, "prepare", counted)
-    monkeypatch.setattr(module, "CACHED_PROMPTS", 2)
-    runner = Runner()
-
-    def encode(**changes: object) -> None:
-        runner.encode([picture(loaded, make_request(**changes))])
-
-    for _ in range(2):
-        encode(prompt="a")
-        encode(prompt="a", seed=99)
-        encode(prompt="a", negative_prompt="b")
-    assert calls == [("a", ""), ("a", "b")]
-    encode(prompt="a", guidance_scale=1.0)  # the oldest, ("a", ""), makes room
-    encode(prompt="a", negative_prompt="b", guidance_scale=1.0)  # without guidance a negative prompt says nothing
-    assert len(calls) == 3
-    encode(prompt="a", negative_prompt="b")
-    assert len(calls) == 3
-    encode(prompt="a")
-    assert len(calls) == 4
 
 
 def test_encoding_again_changes_nothing(loaded: LoadedModel) -> None:

@@ -1,0 +1,300 @@
+"""What is killed, stopped, filled and locked must cost no job: ``python -m benchmarks.chaos --seed N``.
+
+A server with its worker is put under load and then under faults, in an order that the seed decides. Every job that was
+acknowledged must end, once, with the pixels of an undisturbed run. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sqlite3
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from benchmarks.load import CONCEPTS, STYLES
+from benchmarks.report import RESULTS, ROOT, Target, console, facts, print_rows, print_targets, save
+from service.jobs.job import JobState
+from service.jobs.sqlite import SQLiteStore
+from tests.support.server import ServerProcess
+
+Body = dict[str, Any]
+
+LEASE_S = 3.0
+FAULT_S = 1.5 * LEASE_S
+"""How long a fault lasts that ends: longer than a lease."""
+FULL_BYTES = 4096
+"""The size to which files can grow on the full disk: no picture has room, nor has a line of the store's log."""
+STUCK_S = 600.0  # a job that has not ended so long after the last fault never will
+EXPECTED = {"storage_failed"}
+"""Reasons for which a job may fail here: a picture that cannot be stored is told to the client."""
+
+
+@dataclass
+class Log:
+    """What happened to the jobs. One thread submits while another makes faults."""
+
+    bodies: dict[str, Body] = field(default_factory=dict)
+    """Of every acknowledged job, by id."""
+    cancelled: set[str] = field(default_factory=set)
+    disconnects: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a run."""
+
+    states: Counter[str]
+    reasons: Counter[str]
+    """Of the jobs that failed."""
+    lost: int
+    """Acknowledged, and unknown now."""
+    stuck: int
+    changed: int
+    """Completed with other pixels than the undisturbed run."""
+    unexpected: int
+    """Failed for another reason than a full disk, or cancelled though nobody asked."""
+    more_completions: float
+    """Completions that the store counted beyond the jobs that are completed."""
+    repeated: int
+    """Jobs that were claimed more than once: what the faults reached."""
+
+
+def distinct_bodies(rng: random.Random, count: int) -> list[Body]:
+    """Requests to the shipped models: one in eight to the many-step one."""
+
+    def body(i: int) -> Body:
+        prompt = f"{rng.choice(CONCEPTS)}, {rng.choice(STYLES)}"
+        if i % 8 == 0:
+            return {"model": "emoji-xl", "prompt": prompt, "seed": i, "num_inference_steps": rng.randint(8, 16)}
+        return {"model": "emoji-xl-turbo", "prompt": prompt, "seed": i, "num_inference_steps": rng.randint(1, 4)}
+
+    return [body(i) for i in range(count)]
+
+
+def undisturbed(server: ServerProcess, bodies: Sequence[Body]) -> list[list[str]]:
+    """Hashes of the pictures of each body."""
+    jobs = [server.submit(**body) for body in bodies]
+    return server.hashes(jobs)
+
+
+class Chaos:
+    """Load and faults on one server, which runs."""
+
+    def __init__(self, server: ServerProcess, bodies: Sequence[Body], rng: random.Random) -> None:
+        self.server, self.bodies, self.log = server, bodies, Log()
+        self._load, self._faults = random.Random(rng.random()), random.Random(rng.random())
+
+    def run(self, count: int, kinds: Sequence[str]) -> None:
+        """Submit ``count`` jobs and let every fault of ``kinds`` happen once, in the order of the seed."""
+        order = list(kinds)
+        self._faults.shuffle(order)
+        thread = threading.Thread(target=self._submit_all, args=(count,))
+        thread.start()
+        for i, kind in enumerate(order):
+            self._until_ended(count * (i + 1) // (len(order) + 2))
+            getattr(self, f"_{kind}")()
+            self.log.faults.append(kind)
+        thread.join()
+
+    def judge(self, expected: Sequence[list[str]]) -> Verdict:
+        """Wait for all jobs, and look at what became of them."""
+        end, left = time.monotonic() + STUCK_S, set(self.log.bodies)
+        found: dict[str, Body] = {}
+        while left and time.monotonic() < end:
+            for job_id in tuple(left):
+                job = self._job(job_id)
+                if job is not None and ("state" not in job or job["finished_at"] is not None):
+                    found[job_id] = job
+                    left.discard(job_id)
+            time.sleep(0.2)
+        known = {job_id: job for job_id, job in found.items() if "state" in job}
+        wanted = {_name(body): hashes for body, hashes in zip(self.bodies, expected, strict=True)}
+        changed = unexpected = 0
+        for job_id, job in known.items():
+            made = [result["content_sha256"] for result in job["results"]]
+            changed += job["state"] == "completed" and made != wanted[_name(self.log.bodies[job_id])]
+            unexpected += job["state"] == "failed" and job["error"]["code"] not in EXPECTED
+            unexpected += job["state"] == "cancelled" and job_id not in self.log.cancelled
+        states = Counter(job["state"] for job in known.values())
+        return Verdict(
+            states=states,
+            reasons=Counter(job["error"]["code"] for job in known.values() if job["state"] == "failed"),
+            lost=len(found) - len(known),
+            stuck=len(left),
+            changed=changed,
+            unexpected=unexpected,
+            more_completions=self._more_completions(),
+            repeated=sum(job["attempts"] > 1 for job in known.values()),
+        )
+
+    def _submit_all(self, count: int) -> None:
+        for i in range(count):
+            body = self._load.choice(self.bodies)
+            job_id = self._submit(body, f"chaos-{i}")
+            self.log.bodies[job_id] = body
+            if i % 10 == 9:
+                time.sleep(self._load.uniform(0.0, 0.5))
+                self._cancel(self._load.choice(list(self.log.bodies)))
+            if i % 25 == 24:
+                self._disconnect(body)
+
+    def _submit(self, body: Body, key: str) -> str:
+        """Submit until it is acknowledged; the key makes it one job however often that takes."""
+        while True:
+            with suppress(httpx.TransportError, RuntimeError):
+                answer = self.server.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout=10.0)
+                if answer.status_code == httpx.codes.ACCEPTED:
+                    return str(answer.json()["id"])
+            time.sleep(0.2)
+
+    def _cancel(self, job_id: str) -> None:
+        with suppress(httpx.TransportError, RuntimeError):
+            self.log.cancelled.add(job_id)  # also when the answer is lost
+            self.server.http.delete(f"/v1/jobs/{job_id}", timeout=10.0)
+
+    def _disconnect(self, body: Body) -> None:
+        """A client that does not wait for its picture."""
+        with suppress(httpx.TransportError, RuntimeError):
+            self.server.http.post("/v1/images/generations", json={**body, "seed": 10_000}, timeout=0.05)
+        self.log.disconnects += 1
+
+    def _job(self, job_id: str) -> Body | None:
+        with suppress(httpx.TransportError, ValueError):
+            answer = self.server.http.get(f"/v1/jobs/{job_id}", timeout=10.0)
+            if answer.status_code in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+                found: Body = answer.json()
+                return found
+        return None
+
+    def _more_completions(self) -> float:
+        """Completions that were ever recorded, beyond the jobs that are completed."""
+        counted = self.server.metric("darkroom_store_jobs_ended_total", outcome="completed")
+        with closing(SQLiteStore(self.server.data / "jobs.sqlite3")) as store:
+            return counted - sum(job.state is JobState.COMPLETED for job in store.list(1_000_000))
+
+    def _until_ended(self, count: int) -> None:
+        """Wait until so many jobs have ended, so that no job is under way through three faults."""
+        end = time.monotonic() + STUCK_S
+        while time.monotonic() < end:
+            jobs = (self._job(job_id) for job_id in tuple(self.log.bodies))
+            if sum(job is not None and job.get("finished_at") is not None for job in jobs) >= count:
+                return
+            time.sleep(0.5)
+
+    def _worker(self) -> int:
+        """The process id of a worker that is at work."""
+        self.server.until(self.server.ready, 120.0)
+        return self.server.worker.pid
+
+    def _kill_worker(self) -> None:
+        os.kill(self._worker(), signal.SIGKILL)
+
+    def _kill_server(self) -> None:
+        self.server.kill()
+        self.server.start()
+
+    def _end_server(self) -> None:
+        self.server.terminate()
+        self.server.start()
+
+    def _stop_worker(self) -> None:
+        """Longer than its leases; whoever took its jobs meanwhile keeps them."""
+        pid = self._worker()
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(FAULT_S)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def _fill_disk(self) -> None:
+        """No file of the worker can grow."""
+        pid = self._worker()
+        with suppress(ProcessLookupError):
+            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))
+            time.sleep(FAULT_S)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+    def _lock_database(self) -> None:
+        """Another process holds the store's write lock."""
+        with closing(sqlite3.connect(self.server.data / "jobs.sqlite3", isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            time.sleep(FAULT_S)
+            connection.execute("ROLLBACK")
+
+
+FAULTS = ("kill_worker", "kill_server", "end_server", "stop_worker", "fill_disk", "lock_database")
+
+
+def targets_of(verdict: Verdict) -> list[Target]:
+    """What every run promises."""
+    promised: dict[str, float] = {
+        "acknowledged jobs lost": verdict.lost,
+        "jobs stuck": verdict.stuck,
+        "completed with other pixels": verdict.changed,
+        "failed or cancelled for no reason": verdict.unexpected,
+        "completions beyond one a job": abs(verdict.more_completions),
+    }
+    return [Target(name, value, 0.0, at_least=False) for name, value in promised.items()]
+
+
+def _name(body: Body) -> str:
+    return repr(sorted(body.items()))
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Decides the requests, and the order of the faults.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Jobs to submit.", min=10)] = 200,
+    distinct: Annotated[int, typer.Option(help="Different requests among them.", min=8)] = 48,
+    out: Annotated[Path, typer.Option(help="JSON file.")] = RESULTS / "chaos.json",
+) -> None:
+    """Put a server with the shipped models under load and faults; exit status 1 when a promise is broken."""
+    rng = random.Random(seed)
+    bodies = distinct_bodies(rng, distinct)
+    engines = ROOT / ".cache" / "benchmarks" / "engines"
+    engines.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="darkroom-chaos-") as folder:
+        settings = {"lease_s": str(LEASE_S), "max_queued": str(jobs)}
+        with ServerProcess(Path(folder) / "data", None, engines, **settings) as server:
+            expected, chaos, began = undisturbed(server, bodies), Chaos(server, bodies, rng), time.monotonic()
+            chaos.run(jobs, FAULTS)
+            verdict = chaos.judge(expected)
+            seconds = time.monotonic() - began
+    print_rows("Ended", ("state", "jobs"), sorted(verdict.states.items()))
+    print_rows("Failed", ("reason", "jobs"), sorted(verdict.reasons.items()))
+    console.print(f"{verdict.repeated} jobs were claimed again; {seconds:.0f} s")
+    targets = targets_of(verdict)
+    print_targets(targets)
+    content = {
+        **facts(),
+        "seed": seed,
+        "jobs": len(chaos.log.bodies),
+        "many_step_jobs": sum(body["model"] == "emoji-xl" for body in chaos.log.bodies.values()),
+        "faults": chaos.log.faults,
+        "disconnects": chaos.log.disconnects,
+        **vars(verdict),
+        "seconds": seconds,
+        "targets": [target.to_json() for target in targets],
+    }
+    save(out, "chaos", content)
+    if not all(target.met for target in targets):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
