@@ -3,7 +3,9 @@
 #   make serve      set up once, then serve on http://127.0.0.1:8000
 #   make test       the test suite without its slow cases
 #   make test-all   the test suite, nothing left out
+#   make aot        compile every kernel that changed for every GPU architecture, on any Linux; writes the table of it
 #   make check      format, lint, types, import rules
+#   make chaos      kill, stop, fill and lock what can be under load; ARGS="--seed N" for another order
 #   make install    the development environment alone
 #
 #   TORCH_INDEX=URL package index to look for torch in, besides the usual one. On Linux the usual one has the CUDA build
@@ -25,7 +27,7 @@ export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 0
 
 .DELETE_ON_ERROR:
-.PHONY: serve test test-all check install clean
+.PHONY: serve test test-all aot check chaos install clean
 
 serve: $(VENV)/.engines
 	$(BIN)/darkroom serve $(ARGS)
@@ -36,6 +38,9 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	@$(BIN)/python -m pytest -q $(ARGS)
 
+aot: $(VENV)/.test
+	$(BIN)/python -m benchmarks.aot $(ARGS)
+
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,6 +48,9 @@ check: $(VENV)/.test
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run
+
+chaos: $(VENV)/.test
+	@$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 install: $(VENV)/.test
 

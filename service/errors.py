@@ -7,6 +7,7 @@ DarkroomError
     IdempotencyConflict 422
   Unauthorized 401
   QueueFull 429
+    DeadlineUnmeetable 429
   Unavailable 503        not ready yet, or no worker
   GenerationFailed 500   the job was accepted and failed
   StillRunning 504       the job goes on, the connection does not wait for it
@@ -82,6 +83,18 @@ class QueueFull(DarkroomError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineUnmeetable(QueueFull):
+    """No worker will be free to begin the job within ``deadline_s``: it waits ``wait_s`` as things are."""
+
+    code = "deadline_unmeetable"
+
+    def __init__(self, deadline_s: float, wait_s: float) -> None:
+        super().__init__(
+            f"deadline_s is {deadline_s:g}, and a job waits {wait_s:.1f} s now", retry_after_s=wait_s - deadline_s
+        )
+        self.param = "deadline_s"
 
 
 class Unavailable(DarkroomError):

@@ -54,7 +54,16 @@ class Settings(BaseSettings):
     """While pictures take more, the jobs that ended first are deleted; 0: no limit."""
     models: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders with further models, separated like PATH; the shipped ones are always there."""
+    loras_path: Path | None = None
+    """Folder of adapters (LoRA), ``NAME.safetensors`` each; requests name them."""
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """SHA-256 of every API key, in hex, separated by commas; without any, everybody may use ``/v1``."""
+    max_upload_bytes: int = Field(default=32 * 2**20, ge=2**20)
+    """A request with pictures may have so many; any other has a megabyte."""
     backend: Literal["onnxruntime", "torch"] = "onnxruntime"
+    memory_bytes: int = Field(default=0, ge=0)
+    """What the weights of all networks in memory may take together: when another one is needed, those that were used
+    longest ago make room; 0: no limit."""
     threads: int = Field(default_factory=_half_the_cores, ge=1)
     """Threads that one operation of the worker may use. Half the cores: the other half serves requests, encodes
     pictures, and is usually the second hyper-thread of a core that arithmetic already fills."""
@@ -71,11 +80,16 @@ class Settings(BaseSettings):
     def _split_path(cls, value: object) -> object:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
-    @field_validator("data", mode="after")
+    @field_validator("api_keys", mode="before")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data", "loras_path", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
         # Server and worker need not share a working directory.
-        return value.expanduser().absolute()
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("models", mode="after")
     @classmethod
@@ -103,10 +117,8 @@ class Settings(BaseSettings):
         return self.artifacts or str(self.data / "artifacts")
 
     @property
-    def retention(self) -> Retention | None:
-        """What is deleted and when; None: nothing ever is."""
-        if not self.retention_s and not self.retention_bytes:
-            return None
+    def retention(self) -> Retention:
+        """What is deleted and when. What no job refers to goes in any case."""
         return Retention(max_age_s=self.retention_s or None, max_bytes=self.retention_bytes or None)
 
     @property
@@ -134,7 +146,8 @@ class Settings(BaseSettings):
         """The environment in which a child process reads these same settings."""
         values = json.loads(self.model_dump_json())
         values["models"] = os.pathsep.join(values["models"])
-        own = {f"DARKROOM_{name.upper()}": str(value) for name, value in values.items()}
+        values["api_keys"] = ",".join(values["api_keys"])
+        own = {f"DARKROOM_{name.upper()}": str(value) for name, value in values.items() if value is not None}
         # OpenMP threads that spin between operations steal the core from the API and from the encoder of pictures.
         openmp = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
         return {**os.environ, **own, **openmp}
@@ -156,6 +169,13 @@ def installed_models(settings: Settings) -> dict[str, ModelSpec]:
                 raise ValueError(f"two models are named {name!r}: {found[name].folder} and {spec.folder}")
             found[name] = spec
     return found
+
+
+def installed_adapters(settings: Settings) -> dict[str, Path]:
+    """Every adapter (LoRA) by name; looked up anew, so that one that is put into the folder can be used at once."""
+    if settings.loras_path is None:
+        return {}
+    return {path.stem: path for path in sorted(settings.loras_path.glob("*.safetensors"))}
 
 
 def worker_name(pid: int) -> str:

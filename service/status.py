@@ -18,6 +18,8 @@ class WorkerStatus(BaseModel):
     state: Literal["starting", "ready", "stopping"]
     models: tuple[str, ...] = ()
     """Models whose networks are loaded."""
+    seconds_per_job: dict[str, float] = {}
+    """By model: how long the worker is busy for one more job of the usual kind, among those it runs together."""
 
     @property
     def alive(self) -> bool:

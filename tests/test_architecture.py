@@ -33,7 +33,6 @@ TESTED_ELSEWHERE = {
     "models/spec/config.py": "the specs beside it, which read everything through it",
     "models/unet_blocks.py": "test_unet.py in the same folder",
     "service/jobs/job.py": "plain data; every test of a store writes and reads it",
-    "service/jobs/sqlite_file.py": "test_sqlite.py in the same folder",
     "service/jobs/store.py": "a protocol; test_store_contract.py in the same folder runs it against each store",
 }
 

@@ -8,12 +8,11 @@ import os
 import re
 import shlex
 import shutil
-import string
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
 
 from service.settings import Settings
+from tests.support.fresh_root import FreshRoot, assignments, bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -37,7 +37,9 @@ class Stage:
     steps: tuple[tuple[str, str], ...]
 
     def last(self, instruction: str) -> str:
-        return [value for name, value in self.steps if name == instruction][-1]
+        """What holds in the image: its own instruction, or that of the stage it is made from."""
+        found = [value for name, value in self.steps if name == instruction]
+        return found[-1] if found else STAGES[self.base].last(instruction)
 
 
 def read_stages() -> dict[str, Stage]:
@@ -54,14 +56,12 @@ def read_stages() -> dict[str, Stage]:
     return stages
 
 
-def assignments(value: str) -> dict[str, str]:
-    """The pairs of one ENV or ARG instruction."""
-    return dict(word.partition("=")[::2] for word in shlex.split(value))
-
-
 STAGES = read_stages()
-IMAGES = [stage for stage in STAGES.values() if any(name == "ENTRYPOINT" for name, _ in stage.steps)]
+IMAGES = [stage for stage in STAGES.values() if any(name == "USER" for name, _ in stage.steps)]
+SMALL_IMAGES = [image for image in IMAGES if image.name != "worker"]
+"""The other one is worker-cpu with CUDA, several GB of it."""
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+OURS: dict[str, Any] = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
 
 
 def compose_errors(path: Path) -> str:
@@ -102,10 +102,24 @@ def test_images_run_the_service_as_nobody_in_particular(image: Stage) -> None:
     assert json.loads(image.last("ENTRYPOINT")) == ["darkroom"]
     assert json.loads(image.last("CMD")) == ["serve"]
     assert "/health/ready" in image.last("HEALTHCHECK")
-    environment = assignments(STAGES[image.base].last("ENV"))
+    environment = assignments(STAGES["base"].last("ENV"))
     assert environment["DARKROOM_HOST"] == "0.0.0.0"
     assert environment["DARKROOM_DATA"] == image.last("VOLUME")
     assert image.last("EXPOSE") == str(Settings.model_fields["port"].default)
+
+
+def test_the_image_for_gpus_is_the_other_with_more() -> None:
+    """Only the other one is run by the slow test below."""
+    gpu, cpu = (
+        [step for step in STAGES[name].steps if step[0] not in ("ENV", "ARG") and "pip install --c" not in step[1]]
+        for name in ("worker", "worker-cpu")
+    )
+    (compiler,) = [step for step in gpu if step not in cpu]
+    assert "gcc" in compiler[1] and [step for step in gpu if step != compiler] == cpu
+    extras = {
+        n: re.findall(r"'\.\[(.*?)\]'", " ".join(v for _, v in STAGES[n].steps)) for n in ("worker", "worker-cpu")
+    }
+    assert extras == {"worker": ["tensorrt,worker"], "worker-cpu": ["worker"]}
 
 
 def test_environment_names_are_settings() -> None:
@@ -122,30 +136,53 @@ def test_compose_file_follows_the_specification(tmp_path: Path) -> None:
 
 
 def test_compose_file_fits_the_image() -> None:
-    service = COMPOSE["services"]["darkroom"]
-    image = STAGES[service["build"]["target"]]
-    assert set(service["build"]["args"]) <= {value.partition("=")[0] for name, value in image.steps if name == "ARG"}
-    assert any("/health/ready" in word for word in service["healthcheck"]["test"])
-    assert service["ports"] == [f"127.0.0.1:{image.last('EXPOSE')}:{image.last('EXPOSE')}"]
-    assert f"data:{image.last('VOLUME')}" in service["volumes"]
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert service["image"] == f"darkroom:{version}"
+    for service in OURS.values():
+        image = STAGES[service["build"]["target"]]
+        arguments = {value.partition("=")[0] for name, value in image.steps if name == "ARG"}
+        assert set(service["build"].get("args", ())) <= arguments
+        assert any("/health/ready" in word for word in service["healthcheck"]["test"])
+        assert service["image"] == f"darkroom:{version}" + ("-cuda" if image.name == "worker" else "")
+        assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    server = OURS["darkroom"]
+    image = STAGES[server["build"]["target"]]
+    assert server["ports"] == [f"127.0.0.1:{image.last('EXPOSE')}:{image.last('EXPOSE')}"]
+    assert f"data:{image.last('VOLUME')}" in server["volumes"]
+
+
+def test_compose_services_share_jobs_and_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the store that they share keeps what it has acknowledged."""
+    for name, service in OURS.items():
+        with monkeypatch.context() as inside:
+            for key, value in service["environment"].items():
+                inside.setenv(key, value)
+            settings = Settings()
+        assert settings.store_url == settings.bus_address == "redis://redis:6379/0"
+        assert f"artifacts:{settings.artifacts_address}" in service["volumes"], name
+        assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+    command = COMPOSE["services"]["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (options["--appendonly"], options["--appendfsync"]) == ("yes", "always")
+    assert options["--maxmemory-policy"] == "noeviction"
 
 
 def test_compose_volumes_exist() -> None:
     for service in COMPOSE["services"].values():
         for volume in service["volumes"]:
             source = volume.partition(":")[0]
-            assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
 
 
 def test_prometheus_scrapes_the_service() -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    (job,) = config["scrape_configs"]
-    assert job["metrics_path"] == "/metrics"
-    (target,) = job["static_configs"][0]["targets"]
-    name, port = target.split(":")
-    assert name in COMPOSE["services"] and port == STAGES["worker-cpu"].last("EXPOSE")
+    server, workers = config["scrape_configs"]
+    assert server["metrics_path"] == workers["metrics_path"] == "/metrics"
+    (target,) = server["static_configs"][0]["targets"]
+    assert target == f"darkroom:{STAGES['worker-cpu'].last('EXPOSE')}"
+    (found,) = workers["dns_sd_configs"]
+    assert ["darkroom", *found["names"]] == list(OURS)
+    for name in found["names"]:
+        assert OURS[name]["command"] == ["worker", "--metrics-port", str(found["port"])]
 
 
 def test_every_dependency_is_pinned_once_and_within_its_range() -> None:
@@ -163,101 +200,6 @@ def test_every_dependency_is_pinned_once_and_within_its_range() -> None:
             assert wanted.specifier.contains(pinned, prereleases=True), wanted
 
 
-# --- The commands of the Dockerfile, run one after the other in a fresh root -----------------------------------------
-
-
-def host_pip_paths() -> set[Path]:
-    """Files and folders that pip on this machine reads its packages and certificates from."""
-
-    def pip_config(command: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "pip", "config", command], capture_output=True, text=True)
-        return done.stdout
-
-    said = [*re.findall(r"^\s+(/.*), exists: True", pip_config("debug"), re.MULTILINE)]
-    said += re.findall(r"[^\s'\"=]+", pip_config("list"))
-    said += [word for name, value in os.environ.items() if "CERT" in name or "CA_" in name for word in value.split()]
-    paths = {Path(word.removeprefix("file://")) for word in said if word.removeprefix("file://").startswith("/")}
-    # An index that is a folder links to files beside it.
-    paths |= {Path(word.removeprefix("file://")).parent for word in said if word.startswith("file:///")}
-    paths |= {Path("/etc/resolv.conf"), Path("/etc/hosts")}
-    return {path for path in paths if path.exists() and path != Path("/")}
-
-
-@dataclass
-class FreshRoot:
-    """A folder that is treated as a container is: the steps of a stage change it and its surroundings."""
-
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-    user: str = "0"
-    workdir: str = "/"
-
-    def copy(self, folder: Path) -> FreshRoot:
-        subprocess.run(["cp", "--archive", "--reflink=auto", self.folder, folder], check=True)
-        return FreshRoot(folder, dict(self.environment), self.user, self.workdir)
-
-    def remove(self) -> None:
-        """Do not leave it to pytest, which keeps the folders of three runs."""
-        subprocess.run(["rm", "--recursive", "--force", "--one-file-system", self.folder], check=True)
-
-    def apply(self, instruction: str, value: str) -> None:
-        if instruction in {"ENV", "ARG"}:
-            pairs = {k: string.Template(v).safe_substitute(self.environment) for k, v in assignments(value).items()}
-            self.environment |= (
-                pairs if instruction == "ENV" else pairs | {k: os.environ.get(k, v) for k, v in pairs.items()}
-            )
-        elif instruction == "USER":
-            self.user = value
-        elif instruction == "WORKDIR":
-            self.workdir = value
-            self.inside(value).mkdir(parents=True, exist_ok=True)
-        elif instruction == "COPY":
-            self._copy(*value.split())
-        elif instruction == "RUN":
-            done = self.run(value)
-            assert done.returncode == 0, f"RUN {value}\n{done.stdout[-4000:]}"
-
-    def inside(self, path: str) -> Path:
-        return self.folder / str(Path(self.workdir, path)).lstrip("/")
-
-    def _copy(self, *paths: str) -> None:
-        *sources, target = paths
-        for source in (ROOT / name for name in sources):
-            if source.is_dir():
-                ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(source, self.inside(target), dirs_exist_ok=True, ignore=ignore)
-            else:
-                shutil.copy(source, self.inside(target) / source.name if target.endswith("/") else self.inside(target))
-
-    def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run one command line inside. The mounts live in a namespace of their own and end with the command."""
-        script = ["set -e", f"mount -t proc proc {self.folder}/proc", f"mount --rbind /dev {self.folder}/dev"]
-        for path in sorted(host_pip_paths()):
-            inside = Path(f"{self.folder}{path}")
-            inside.parent.mkdir(parents=True, exist_ok=True)
-            inside.mkdir(exist_ok=True) if path.is_dir() else inside.touch()
-            script.append(f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(inside))}")
-        shell = f"cd {self.workdir} && {{ {command}\n}}"
-        script.append(f"exec chroot --userspec={self.user} {self.folder} /bin/sh -c {shlex.quote(shell)}")
-        host = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
-        environment = host | {"HOME": os.environ["HOME"]} | self.environment
-        return subprocess.run(
-            ["unshare", "--mount", "--fork", "sh", "-c", "\n".join(script)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-
-def bootstrap(folder: Path, suite: str) -> FreshRoot:
-    """Debian with its own Python at the place where the official image has one."""
-    packages = "--include=python3,python3-venv"
-    command = ["debootstrap", "--variant=minbase", packages, suite, folder]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        pytest.skip(f"debootstrap failed: {done.stdout[-500:]}")
-    (folder / "usr/local/bin/python").symlink_to("/usr/bin/python3")
-    return FreshRoot(folder, {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
-
-
 @pytest.fixture(scope="module")
 def base_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshRoot]:
     if os.geteuid() != 0 or not all(map(shutil.which, ("debootstrap", "unshare", "chroot"))):
@@ -272,7 +214,7 @@ def base_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshRoot]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
+@pytest.mark.parametrize("image", SMALL_IMAGES, ids=lambda image: image.name)
 def test_commands_of_the_dockerfile_run_in_a_fresh_root(image: Stage, base_root: FreshRoot, tmp_path: Path) -> None:
     root = base_root.copy(tmp_path / "root")
     for instruction, value in image.steps:

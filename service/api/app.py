@@ -11,12 +11,15 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from models.spec.model import ModelSpec
-from service.api import health, images, jobs, models
+from service.api import health, images, jobs, models, videos
+from service.api.admission import Line
 from service.api.context import Services
 from service.api.errors import add_error_handlers
 from service.api.events import JobWatch
+from service.api.forecast import Forecast
 from service.api.middleware import RequestMiddleware
-from service.api.schema import ErrorEnvelope
+from service.api.security import ApiKeys
+from service.api.views import ErrorEnvelope
 from service.errors import Unavailable
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus
@@ -44,9 +47,23 @@ def create_app(
     installed: dict[str, ModelSpec],
     companions: Sequence[Companion] = (),
 ) -> FastAPI:
-    """The application. It closes nothing that it is given."""
-    metrics = ApiMetrics()
-    services = Services(settings, store, bus, artifacts, installed, metrics, JobWatch(bus, store))
+    """The application. It closes nothing that it is given.
+
+    Raises:
+        ValueError: ``settings.api_keys`` are no hashes.
+    """
+    services = Services(
+        settings=settings,
+        store=store,
+        bus=bus,
+        artifacts=artifacts,
+        models=installed,
+        metrics=ApiMetrics(),
+        watch=JobWatch(bus, store),
+        line=Line(settings.max_queued),
+        forecast=Forecast(settings.worker_status_path),
+    )
+    keys = ApiKeys(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,8 +84,9 @@ def create_app(
     )
     app.state.services = services
     add_error_handlers(app)
-    app.add_middleware(RequestMiddleware, metrics=metrics)
-    for routes in (images, jobs, models, health):
+    app.add_middleware(RequestMiddleware, services.metrics, keys, settings.max_upload_bytes)
+    # Those that are asked most come first: an address is tried against one after the other.
+    for routes in (jobs, videos, images, models, health):
         app.include_router(routes.router)
     return app
 
@@ -100,7 +118,7 @@ async def _reap(services: Services) -> None:
 
 async def _collect(services: Services) -> None:
     retention = services.settings.retention
-    while retention is not None:
+    while True:
         await asyncio.sleep(COLLECT_S)
         try:
             deleted = await to_thread.run_sync(

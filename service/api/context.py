@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Header, Request
 
 from models.spec.model import ModelSpec
+from service.api.admission import Line
 from service.api.events import JobWatch
-from service.errors import InvalidRequest, UnknownJob
+from service.api.forecast import Forecast, Outlook
+from service.api.inputs import keep_inputs
+from service.api.resolve import resolve
+from service.api.schema import Generation
+from service.errors import DeadlineUnmeetable, InvalidRequest, QueueFull, UnknownJob
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.job import Job, JobState, Priority, Result, TextToImage
+from service.jobs.job import Job, JobState, Priority
+from service.jobs.job import Request as JobSpec
 from service.jobs.store import JobStore
 from service.metrics import ApiMetrics
-from service.settings import Settings
+from service.settings import Settings, installed_adapters
 
 MAX_KEY_CHARS = 255
+DECODERS = 2
+"""Pictures that are decoded at once: each may take some 300 MB."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -30,20 +43,64 @@ class Services:
     store: JobStore
     bus: Bus
     artifacts: ArtifactStore
-    models: dict[str, ModelSpec]
+    models: Mapping[str, ModelSpec]
     metrics: ApiMetrics
     watch: JobWatch
+    line: Line
+    forecast: Forecast
+    decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(DECODERS))
 
     # Every call of the store goes to a thread, for it can block: a write waits while another process writes, and
     # inside this process every call waits for the one connection. The detour costs some 0.1 ms; without it one slow
     # disk write would hold up every open request.
 
-    async def submit(
-        self, request: TextToImage, idempotency_key: str | None, priority: Priority, deadline_s: float | None
+    async def accept(self, body: Generation, idempotency_key: str | None, priority: Priority) -> Job:
+        """Make a body into a job and submit it.
+
+        Args:
+            body: what was sent.
+            idempotency_key: names this submission.
+            priority: the class of a request that names none.
+
+        Raises:
+            UnknownModel, InvalidRequest: it cannot be made.
+            QueueFull, DeadlineUnmeetable: not now.
+        """
+        # Whatever is refused anyway is refused before its picture is decoded.
+        adapters = frozenset(installed_adapters(self.settings)) if body.loras else frozenset()
+        make = partial(resolve, body, self.models, idempotency_key, adapters)
+        if body.files[0] is None:
+            request = make()
+        else:
+            keep = partial(keep_inputs, self.artifacts)
+            request = await to_thread.run_sync(partial(make, keep=keep), limiter=self.decoders)
+        return await self._submit(
+            request, idempotency_key, Priority(body.priority or priority), body.deadline_s, body.seed is None
+        )
+
+    async def _submit(
+        self, request: JobSpec, key: str | None, priority: Priority, deadline_s: float | None, any_seed: bool
     ) -> Job:
         """Accept a job and ring the workers' bell."""
-        submit = partial(self.store.submit, request, idempotency_key, priority=priority, deadline_s=deadline_s)
-        job = await to_thread.run_sync(submit)
+        seconds = self.forecast.seconds_per_job(request.model)
+        if len(self.line) or deadline_s is not None:
+            stats = await to_thread.run_sync(self.store.stats)
+            wait_s = self.forecast.wait_s(stats, request.model, priority)
+            if deadline_s is not None and wait_s is not None and wait_s > deadline_s:
+                self.metrics.refused.labels("deadline").inc()
+                raise DeadlineUnmeetable(deadline_s, wait_s)
+            # With a key the job may have been accepted before, which only the store knows.
+            come_back_s = None if key else self.line.ask(_client(request, any_seed), stats.queued, seconds or 1.0)
+            if come_back_s is not None:
+                self.metrics.refused.labels("queue_full").inc()
+                raise QueueFull("the places that come free in the queue are promised to others", come_back_s)
+        submit = partial(self.store.submit, request, key, priority=priority, deadline_s=deadline_s)
+        try:
+            job = await to_thread.run_sync(submit)
+        except QueueFull as error:
+            self.metrics.refused.labels("queue_full").inc()
+            come_back_s = self.line.promise(_client(request, any_seed), self.settings.max_queued, seconds or 1.0)
+            raise QueueFull(error.message, come_back_s) from None
         self.bus.publish(Event(type="submitted", job=job.id))
         return job
 
@@ -54,34 +111,117 @@ class Services:
             return before
         job = await to_thread.run_sync(self.store.cancel, job_id)
         if job is not None and job.state is JobState.CANCELLED:
-            self.metrics.jobs.labels("cancelled", reason).inc()
-            event = Event(type="cancelled", job=job_id)
-            self.bus.publish(event)
-            self.watch.take(event)
+            self._tell_cancelled(job_id, reason)
+        return job
+
+    async def delete(self, job_id: str) -> Job | None:
+        """Forget a job and let go of its files; one that has not ended is cancelled first. None for an unknown id."""
+        before = await self.get(job_id)
+        job = await to_thread.run_sync(self.store.delete, job_id)
+        if before is not None and not before.state.final and job is not None and job.state is JobState.CANCELLED:
+            self._tell_cancelled(job_id, "client")
         return job
 
     async def get(self, job_id: str) -> Job | None:
         """The job, or None."""
         return await to_thread.run_sync(self.store.get, job_id)
 
-    async def read(self, result: Result) -> bytes:
-        """The bytes of a finished picture.
+    async def find(self, job_id: str) -> Job:
+        """The job.
+
+        Raises:
+            UnknownJob: there is none.
+        """
+        return known(await self.get(job_id), job_id)
+
+    async def look(self, job_id: str) -> tuple[Job, Outlook]:
+        """The job, and what is known of its future.
+
+        Raises:
+            UnknownJob: there is none.
+        """
+
+        def find() -> tuple[Job | None, int | None]:
+            job = self.store.get(job_id)
+            return job, None if job is None else self._position(job)
+
+        found, position = await to_thread.run_sync(find)
+        job = known(found, job_id)
+        return job, self.forecast.of(job, position, self.watch.progress(job_id))
+
+    async def outlook(self, job: Job) -> Outlook:
+        """What is known of a job's future."""
+        position = await to_thread.run_sync(self._position, job) if job.state is JobState.QUEUED else None
+        return self.forecast.of(job, position, self.watch.progress(job.id))
+
+    def _position(self, job: Job) -> int | None:
+        return self.store.position(job.id) if job.state is JobState.QUEUED else None
+
+    async def read(self, artifact: str) -> bytes:
+        """The bytes of a finished file.
 
         Raises:
             UnknownJob: they have been deleted.
         """
         try:
-            return await to_thread.run_sync(self.artifacts.open, result.content_sha256)
+            return await to_thread.run_sync(self.artifacts.open, artifact)
         except KeyError:
-            raise UnknownJob(f"picture {result.content_sha256} has been deleted", code="result_gone") from None
+            raise UnknownJob(f"file {artifact} has been deleted", code="result_gone") from None
+
+    def _tell_cancelled(self, job_id: str, reason: str) -> None:
+        self.metrics.jobs.labels("cancelled", reason).inc()
+        event = Event(type="cancelled", job=job_id)
+        self.bus.publish(event)
+        self.watch.take(event)
 
 
-def _services(request: Request) -> Services:
+def known(job: Job | None, job_id: str) -> Job:
+    """The job, if there is one.
+
+    Raises:
+        UnknownJob: there is none.
+    """
+    if job is None:
+        raise UnknownJob(f"job {job_id[:80]!r} does not exist")
+    return job
+
+
+def name_job(request: Request, job_id: str) -> None:
+    """Put the job's id into a header of the answer, whatever the answer will be, and into the access log."""
+    request.state.answer_headers["x-darkroom-job"] = job_id
+
+
+async def unless_disconnected(request: Request, work: asyncio.Task[Answer]) -> Answer | None:
+    """What ``work`` comes to; None when the client went away first, and then it is cancelled."""
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        gone.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    # The body has been read, so the next message but empty ones is the disconnect.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _client(request: JobSpec, any_seed: bool) -> str:
+    """Who asks the same again is the one who was told when to come back."""
+    content = request.model_dump_json(exclude={"seed"} if any_seed else set())
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+# Both are coroutines, for the framework runs plain functions in threads.
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
+async def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_KEY_CHARS:
         raise InvalidRequest(
             f"Idempotency-Key has {len(idempotency_key)} characters, between 1 and {MAX_KEY_CHARS} are allowed",
@@ -92,8 +232,3 @@ def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) ->
 
 UsesServices = Annotated[Services, Depends(_services)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
-
-
-def name_job(request: Request, job_id: str) -> None:
-    """Put the job's id into a header of the answer, whatever the answer will be, and into the access log."""
-    request.state.answer_headers["x-darkroom-job"] = job_id

@@ -10,10 +10,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.api.schema import ErrorBody, ErrorEnvelope
-from service.errors import DarkroomError, GenerationFailed, InvalidRequest, QueueFull, StillRunning, Unavailable
+from service.api.views import ErrorBody, ErrorEnvelope
+from service.errors import (
+    DarkroomError,
+    GenerationFailed,
+    InvalidRequest,
+    QueueFull,
+    StillRunning,
+    Unauthorized,
+    Unavailable,
+)
 
-CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+CODES = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "body_too_large"}
 SHOWN_CHARS = 80
 AWAY_RETRY_S = 2
 """When to come back to what is not available: a store that is started again, a worker that loads its models."""
@@ -28,11 +36,16 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def envelope(error: DarkroomError, headers: Mapping[str, str] | None = None, status: int | None = None) -> Response:
     """The answer that tells a client about an error."""
+    return Response(error_body(error), status or error.status, headers, media_type="application/json")
+
+
+def error_body(error: DarkroomError) -> str:
+    """The envelope of an error, as JSON in one line."""
     # A body may hold half a surrogate pair, which JSON can write and UTF-8 cannot.
     message = error.message.encode("utf-8", "backslashreplace").decode()
-    body = ErrorEnvelope(error=ErrorBody(message=message, type=error.type, code=error.code, param=error.param))
-    status = status or error.status
-    return Response(body.model_dump_json(), status, headers, media_type="application/json")
+    param = None if error.param is None else error.param.encode("utf-8", "backslashreplace").decode()
+    body = ErrorEnvelope(error=ErrorBody(message=message, type=error.type, code=error.code, param=param))
+    return body.model_dump_json()
 
 
 def internal_error() -> Response:
@@ -51,6 +64,8 @@ async def _answer_darkroom_error(request: Request, error: Exception) -> Response
     if isinstance(error, GenerationFailed | StillRunning):
         # OpenAI's client repeats a 5xx twice by itself: that would make a failed or slow picture three times.
         headers["x-should-retry"] = "false"
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     return envelope(error, headers)
 
 
@@ -77,9 +92,7 @@ def explain(errors: Sequence[Any]) -> InvalidRequest:
         return InvalidRequest("the request cannot be read")
     first = errors[0]
     if first["type"] == "json_invalid":
-        return InvalidRequest(
-            f"the body is not JSON: {first['ctx']['error']} at byte {first['loc'][-1]}", code="invalid_json"
-        )
+        return InvalidRequest(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     sentences = [_sentence(error) for error in errors[:5]]
     return InvalidRequest("; ".join(sentences), param=_field(first), code=_code(first))
 
@@ -103,6 +116,8 @@ def _sentence(error: Mapping[str, Any]) -> str:
     field = _field(error) or "the body"
     if error["type"] == "missing":
         return f"{field} is required"
+    if error["type"] == "picture":  # without what was sent
+        return f"{field}: {error['msg']}"
     if error["type"] in ("model_attributes_type", "model_type", "dict_type") and field == "the body":
         return "the body must be a JSON object, sent as application/json"
     value = error["input"]

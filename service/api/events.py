@@ -1,23 +1,49 @@
-"""What the bus says, for the requests that wait: live progress, and a wake-up when a job may have ended."""
+"""What the bus says, for the requests that wait: live progress, previews, and a wake-up when a job may have ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from contextlib import suppress
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from anyio import to_thread
 
-from service.api.schema import Progress
+from service.api.sse import KEEP_ALIVE_S
+from service.api.views import Progress
 from service.errors import Unavailable, UnknownJob
 from service.jobs.bus import Bus, Event
-from service.jobs.job import Job
+from service.jobs.job import Job, JobState
 from service.jobs.store import JobStore
 
 POLL_S = 1.0
-"""The bus may lose events, so whoever waits also asks the store this often."""
+"""The bus may lose events, so whoever waits also asks the store, this often,"""
+POLLS_A_SECOND = 20
+"""but all who wait together no more often than this: hundreds of idle streams would cost a core."""
 REMEMBERED = 1024
-"""Jobs whose progress is kept; the end of one may go unheard, so the oldest make room."""
+"""Jobs whose progress and previews are kept; the end of one may go unheard, so the oldest make room."""
+BACKLOG = 64
+"""Events that wait for a slow reader; older ones are dropped."""
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An event of the bus with its number in this process."""
+
+    event: Event
+    number: int
+
+
+@dataclass
+class _Listener:
+    events: deque[Heard] | None
+    """None: only the end is of interest."""
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class JobWatch:
@@ -26,8 +52,12 @@ class JobWatch:
     def __init__(self, bus: Bus, store: JobStore) -> None:
         self._bus = bus
         self._store = store
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._listeners: dict[str, list[_Listener]] = {}
+        self._count = 0
+        self._heard = 0
+        self._boot = secrets.token_hex(4)
         self._progress: OrderedDict[str, Progress] = OrderedDict()
+        self._previews: OrderedDict[str, dict[tuple[int, int], Heard]] = OrderedDict()
 
     def start(self) -> None:
         """Begin to listen."""
@@ -41,6 +71,10 @@ class JobWatch:
         """The last step that was heard of."""
         return self._progress.get(job_id)
 
+    def name_of(self, heard: Heard) -> str:
+        """What a client may give as Last-Event-ID, to this process or another."""
+        return f"{self._boot}-{heard.number}"
+
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job when it has ended, or as it is after ``timeout_s``. A store that is away meanwhile is waited for.
 
@@ -49,35 +83,91 @@ class JobWatch:
             Unavailable: the store is away when the time is up.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        woken = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(woken)
-        try:
+        with self._listening(job_id, _Listener(None)) as listener:
             while True:
-                woken.clear()
+                listener.woken.clear()
                 left_s = deadline - asyncio.get_running_loop().time()
                 job = await self._look(job_id, wait=left_s > 0)
                 if job is not None and (job.state.final or left_s <= 0):
                     return job
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), min(left_s, POLL_S))
-        finally:
-            self._waiting[job_id].discard(woken)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+                await _woken(listener, min(left_s, self._poll_s()))
+
+    async def follow(self, job_id: str, after: str | None = None) -> AsyncGenerator[Job | Heard | None, None]:
+        """The job whenever its state has changed, the last time when it has ended; between, what is heard of it, and
+        None when that was nothing for a while.
+
+        Previews that were heard before come first, without those up to ``after`` (see :meth:`name_of`).
+
+        Raises:
+            UnknownJob: the store does not have it, any more.
+        """
+        clock, state = asyncio.get_running_loop().time, None
+        events = deque(self._missed_previews(job_id, after), maxlen=BACKLOG)
+        with self._listening(job_id, _Listener(events)) as listener:
+            while True:
+                job = await self._look(job_id, wait=True)
+                changed = job is not None and job.state is not state
+                if job is not None and changed and not job.state.final:
+                    yield job
+                while events:
+                    yield events.popleft()
+                if job is not None and job.state.final:
+                    yield job
+                    return
+                state = state if job is None else job.state
+                look_at = clock() + self._poll_s()
+                ended = False
+                while not ended and (left_s := look_at - clock()) > 0:
+                    listener.woken.clear()
+                    if not events and not await _woken(listener, min(left_s, KEEP_ALIVE_S)):
+                        yield None
+                    while events and not ended:
+                        ended = _tells_state(events[0].event, state)
+                        if not ended:
+                            yield events.popleft()
 
     def take(self, event: Event) -> None:
         """Pass on an event: one that arrived, or one of this process, which the bus does not send back to it."""
-        if event.job is None:
+        if event.job is None or event.type == "submitted":
             return
+        self._heard += 1
+        heard = Heard(event, self._heard)
         if event.type == "progress" and event.step is not None and event.steps is not None:
-            self._progress[event.job] = Progress(step=event.step, steps=event.steps)
-            self._progress.move_to_end(event.job)
-            if len(self._progress) > REMEMBERED:
-                self._progress.popitem(last=False)
-        if event.type in ("cancelled", "finished"):
+            _remember(self._progress, event.job, Progress(step=event.step, steps=event.steps))
+        if event.type == "preview" and event.preview is not None:
+            known = self._previews.get(event.job, {})
+            _remember(self._previews, event.job, {**known, (event.index or 0, event.part or 0): heard})
+        ended = event.type in ("cancelled", "finished")
+        if ended:
             self._progress.pop(event.job, None)
-            for woken in self._waiting.get(event.job, ()):
-                woken.set()
+        for listener in self._listeners.get(event.job, ()):
+            if listener.events is not None:
+                listener.events.append(heard)
+            if ended or listener.events is not None:
+                listener.woken.set()
+
+    def _missed_previews(self, job_id: str, after: str | None) -> list[Heard]:
+        boot, _, number = (after or "").partition("-")
+        seen = int(number) if boot == self._boot and number.isdecimal() else 0
+        return sorted(
+            (heard for heard in self._previews.get(job_id, {}).values() if heard.number > seen),
+            key=lambda heard: heard.number,
+        )
+
+    def _poll_s(self) -> float:
+        return max(POLL_S, self._count / POLLS_A_SECOND)
+
+    @contextmanager
+    def _listening(self, job_id: str, listener: _Listener) -> Iterator[_Listener]:
+        self._listeners.setdefault(job_id, []).append(listener)
+        self._count += 1
+        try:
+            yield listener
+        finally:
+            self._count -= 1
+            self._listeners[job_id].remove(listener)
+            if not self._listeners[job_id]:
+                del self._listeners[job_id]
 
     async def _look(self, job_id: str, wait: bool) -> Job | None:
         """The job; None when the store is away and there is time to ``wait`` for it."""
@@ -88,9 +178,29 @@ class JobWatch:
                 return None
             raise
         if job is None:
-            raise UnknownJob(f"job {job_id!r} does not exist")
+            raise UnknownJob(f"job {job_id[:80]!r} does not exist")
         return job
 
     def _read(self) -> None:
         for event in self._bus.receive(0):
             self.take(event)
+
+
+def _tells_state(event: Event, state: JobState | None) -> bool:
+    """Whether the store knows better: the job has ended, or with its first step has begun."""
+    return event.type in ("cancelled", "finished") or (state is JobState.QUEUED and event.type == "progress")
+
+
+async def _woken(listener: _Listener, timeout_s: float) -> bool:
+    """Whether something was heard in this time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await listener.woken.wait()
+    return listener.woken.is_set()
+
+
+def _remember(kept: OrderedDict[str, Kept], job_id: str, value: Kept) -> None:
+    kept[job_id] = value
+    kept.move_to_end(job_id)
+    if len(kept) > REMEMBERED:
+        kept.popitem(last=False)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.context import UsesServices
-from service.api.schema import Health
+from service.api.views import Health
 from service.errors import Unavailable
 from service.status import read_status
 

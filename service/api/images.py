@@ -1,88 +1,149 @@
-"""``POST /v1/images/generations``: OpenAI's synchronous call, waiting for a job like any other."""
+"""``/v1/images``: OpenAI's synchronous calls, waiting for a job like any other, and its streams of partial pictures."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Request, Response
 
-from service.api.context import IdempotencyKey, Services, UsesServices, name_job
-from service.api.resolve import resolve
-from service.api.schema import IGNORED_FIELDS, ImagesAnswer, ImagesRequest, Picture
-from service.errors import GenerationFailed, InvalidRequest, StillRunning, Unavailable
-from service.jobs.job import Job, JobState, Priority
+from service.api import sse
+from service.api.body import EditsBody, ImagesBody, described
+from service.api.context import IdempotencyKey, Services, UsesServices, name_job, unless_disconnected
+from service.api.errors import error_body
+from service.api.events import Heard
+from service.api.schema import IGNORED_FIELDS, EditsRequest, ImagesRequest
+from service.api.views import ImagesAnswer, Picture, PictureEvent, Usage
+from service.errors import DarkroomError, GenerationFailed, InvalidRequest, StillRunning, Unavailable
+from service.jobs.job import Job, JobState, PictureRequest, Priority, Result
 
-router = APIRouter(tags=["images"])
+router = APIRouter(prefix="/v1/images", tags=["images"])
 
 CLIENT_CLOSED_REQUEST = 499
 """Nobody reads it; it tells in log and metrics that the client went away."""
 
 
-@router.post("/v1/images/generations", response_model=ImagesAnswer)
-async def generate_images(
-    body: ImagesRequest, request: Request, services: UsesServices, key: IdempotencyKey
-) -> ImagesAnswer | Response:
-    """Make pictures from a prompt and answer with their bytes in base64."""
-    _refuse_unsupported(body)
+@router.post("/generations", response_model=ImagesAnswer, openapi_extra=described(ImagesRequest, forms=False))
+async def generate_images(body: ImagesBody, request: Request, services: UsesServices, key: IdempotencyKey) -> Response:
+    """Make pictures from a prompt and answer with them, or stream how they come into being."""
+    return await _serve(body, "image_generation", request, services, key)
+
+
+@router.post("/edits", response_model=ImagesAnswer, openapi_extra=described(EditsRequest))
+async def edit_images(body: EditsBody, request: Request, services: UsesServices, key: IdempotencyKey) -> Response:
+    """Change a picture: as a whole, by ``strength``, or where a mask says so."""
+    return await _serve(body, "image_edit", request, services, key)
+
+
+async def _serve(body: ImagesRequest, family: str, request: Request, services: Services, key: str | None) -> Response:
+    if body.background == "transparent":
+        raise InvalidRequest("background 'transparent' is not supported; use 'opaque' or 'auto'", param="background")
+    if body.stream and body.response_format == "url":
+        raise InvalidRequest("response_format 'url' cannot be streamed; use 'b64_json'", param="response_format")
     ignored = [name for name in IGNORED_FIELDS if getattr(body, name) is not None]
+    if not body.stream and body.partial_images is not None:
+        ignored.append("partial_images")
+        body.partial_images = None
     if ignored:
         request.state.answer_headers["x-darkroom-ignored"] = ", ".join(ignored)
-    priority = Priority(body.priority or Priority.INTERACTIVE)  # somebody waits
-    job = await services.submit(resolve(body, services.models, key), key, priority, body.deadline_s)
+    job = await services.accept(body, key, Priority.INTERACTIVE)  # somebody waits
     name_job(request, job.id)
-    ended = await _wait_while_connected(request, services, job.id)
+    if body.stream:
+        return sse.stream(_stream(services, job, family, keep=key is not None))
+    waiting = asyncio.create_task(services.watch.wait(job.id, services.settings.sync_timeout_s))
+    ended = await unless_disconnected(request, waiting)
     if ended is None:
         # With a key the client can come back for the result; without one nobody will ever see it.
         if key is None:
             await services.cancel(job.id, reason="disconnect")
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    job = _completed(ended, services)
-    contents = [await services.read(result) for result in job.results]
-    # In a thread: encoding ten pictures of a megapixel takes tens of milliseconds.
-    return await to_thread.run_sync(_answer, job, contents)
-
-
-def _refuse_unsupported(body: ImagesRequest) -> None:
-    if body.response_format == "url":
-        raise InvalidRequest(
-            "response_format 'url' is not supported yet; use 'b64_json', or POST /v1/jobs for pictures with an address",
-            param="response_format",
-        )
-    if body.stream:
-        raise InvalidRequest("stream is not supported yet; POST /v1/jobs reports progress", param="stream")
-    if body.background == "transparent":
-        raise InvalidRequest("background 'transparent' is not supported; use 'opaque' or 'auto'", param="background")
-
-
-async def _wait_while_connected(request: Request, services: Services, job_id: str) -> Job | None:
-    """The job when it ended or its time is up; None when the client went away first."""
-    ended = asyncio.create_task(services.watch.wait(job_id, services.settings.sync_timeout_s))
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return ended.result() if ended.done() else None
-    finally:
-        ended.cancel()
-        gone.cancel()
-        await asyncio.gather(ended, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    # The body has been read, so the next message but empty ones is the disconnect.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _completed(job: Job, services: Services) -> Job:
-    """The job, if it has pictures to show."""
-    if not job.state.final:
+    if not ended.state.final:
         raise StillRunning(
             f"not finished after {services.settings.sync_timeout_s:g} s; the job goes on as /v1/jobs/{job.id}"
         )
+    _check_completed(ended)
+    if body.response_format == "url":
+        base = str(request.base_url).rstrip("/")
+        urls = [f"{base}/v1/jobs/{job.id}/results/{index}" for index in range(len(ended.results))]
+        return _answer(
+            ended, [_picture(ended, result, url=url) for result, url in zip(ended.results, urls, strict=True)]
+        )
+    contents = [await services.read(result.content_sha256) for result in ended.results]
+    # In a thread: encoding ten pictures of a megapixel takes tens of milliseconds.
+    return await to_thread.run_sync(_with_contents, ended, contents)
+
+
+async def _stream(services: Services, job: Job, family: str, keep: bool) -> AsyncIterator[bytes]:
+    """The events of OpenAI's contract: partial pictures while the job runs, then each finished one."""
+    ended = False
+    try:
+        async with aclosing(services.watch.follow(job.id)) as updates:
+            async for update in updates:
+                if update is None:
+                    yield sse.COMMENT
+                elif isinstance(update, Heard):
+                    if update.event.type == "preview":
+                        yield await _partial(services, job, family, update)
+                elif update.state.final:
+                    ended = True
+                    _check_completed(update)
+                    for index, result in enumerate(update.results):
+                        yield await _completed(services, update, family, index, result)
+    except DarkroomError as error:
+        # The answer has begun: this is how OpenAI's client learns of it, and raises.
+        yield sse.event("error", error_body(error))
+    finally:
+        if not ended and not keep:
+            with CancelScope(shield=True):  # the client has gone, and this with it
+                await services.cancel(job.id, reason="disconnect")
+
+
+async def _partial(services: Services, job: Job, family: str, heard: Heard) -> bytes:
+    told = heard.event
+    content = await services.read(told.preview or "")
+    return _event(f"{family}.partial_image", job, content, told.index or 0, part=told.part, step=told.step)
+
+
+async def _completed(services: Services, job: Job, family: str, index: int, result: Result) -> bytes:
+    content = await services.read(result.content_sha256)
+    return _event(f"{family}.completed", job, content, index, result=result)
+
+
+def _event(
+    name: str,
+    job: Job,
+    content: bytes,
+    index: int,
+    *,
+    part: int | None = None,
+    step: int | None = None,
+    result: Result | None = None,
+) -> bytes:
+    picture = PictureEvent(
+        type=name,
+        b64_json=base64.b64encode(content).decode(),
+        created_at=int(job.finished_at or job.created_at),
+        size=_size(job),
+        output_format=job.request.output_format,
+        index=index,
+        partial_image_index=part,
+        step=step,
+        usage=None if result is None else Usage(),
+        seed=None if result is None else result.seed,
+        content_sha256=None if result is None else result.content_sha256,
+        numerics_id=None if result is None else result.numerics_id,
+        job=job.id,
+    )
+    return sse.event(name, picture.model_dump_json(exclude_none=True))
+
+
+def _check_completed(job: Job) -> None:
+    """Raise what became of a job that has ended, unless it has pictures to show."""
     if job.state is JobState.COMPLETED:
-        return job
+        return
     if job.state is JobState.EXPIRED:
         waited_s = round((job.deadline_at or job.created_at) - job.created_at, 3)  # the sum of two floats was rounded
         raise Unavailable(
@@ -93,20 +154,32 @@ def _completed(job: Job, services: Services) -> Job:
     raise GenerationFailed(f"job {job.id} was {job.state}", code=str(job.state))
 
 
-def _answer(job: Job, contents: list[bytes]) -> ImagesAnswer:
-    pictures = [
-        Picture(
-            b64_json=base64.b64encode(content).decode(),
-            seed=result.seed,
-            content_sha256=result.content_sha256,
-            numerics_id=result.numerics_id,
-            job=job.id,
-        )
-        for result, content in zip(job.results, contents, strict=True)
-    ]
-    return ImagesAnswer(
+def _with_contents(job: Job, contents: list[bytes]) -> Response:
+    encoded = (base64.b64encode(content).decode() for content in contents)
+    return _answer(job, [_picture(job, result, b64=text) for result, text in zip(job.results, encoded, strict=True)])
+
+
+def _picture(job: Job, result: Result, b64: str | None = None, url: str | None = None) -> Picture:
+    return Picture(
+        b64_json=b64,
+        url=url,
+        seed=result.seed,
+        content_sha256=result.content_sha256,
+        numerics_id=result.numerics_id,
+        job=job.id,
+    )
+
+
+def _answer(job: Job, pictures: list[Picture]) -> Response:
+    assert isinstance(job.request, PictureRequest)
+    answer = ImagesAnswer(
         created=int(job.finished_at or job.created_at),
         output_format=job.request.output_format,
-        size=f"{job.request.width}x{job.request.height}",
+        size=_size(job),
         data=pictures,
     )
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _size(job: Job) -> str:
+    return f"{job.request.width}x{job.request.height}"

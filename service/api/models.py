@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from models.spec.model import ModelSpec
-from service.api.context import UsesServices
-from service.api.resolve import find_model, schedulers, size_names
-from service.api.schema import ModelList, ModelView
+from service.api.context import Services, UsesServices
+from service.api.resolve import capabilities, find_model, has_fast_decoder, schedulers, size_names
+from service.api.views import ModelList, ModelView
+from service.settings import installed_adapters
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -15,24 +16,33 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 @router.get("")
 async def list_models(services: UsesServices) -> ModelList:
     """Every installed model; the first is the default."""
-    return ModelList(data=[_view(spec) for spec in services.models.values()])
+    return ModelList(data=[_view(spec, services) for spec in services.models.values()])
 
 
 @router.get("/{name}")
 async def get_model(name: str, services: UsesServices) -> ModelView:
     """One model."""
-    return _view(find_model(name, services.models))
+    return _view(find_model(name, services.models), services)
 
 
-def _view(spec: ModelSpec) -> ModelView:
+def _view(spec: ModelSpec, services: Services) -> ModelView:
+    status = services.forecast.status
+    clips = spec.system.task == "image-to-video"
     return ModelView(
         id=spec.name,
         created=int((spec.folder / "model_index.json").stat().st_mtime),
+        task=spec.system.task,
+        capabilities=list(capabilities(spec)),
+        state="loaded" if status is not None and spec.name in status.models else "installed",
+        license=spec.licence,
         sizes=size_names(spec),
+        frames=spec.frames if clips else None,
         default_steps=spec.steps,
         max_steps=spec.max_steps,
         default_guidance=spec.guidance,
         max_guidance=spec.max_guidance,
         default_scheduler=spec.solver,
         schedulers=list(schedulers(spec)),
+        decoders=["full", "fast"] if has_fast_decoder(spec) else ["full"],
+        loras=[] if clips else list(installed_adapters(services.settings)),
     )

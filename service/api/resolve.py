@@ -6,61 +6,116 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from models.plan import Guidance, Schedule, make_plan, supported_solvers
 from models.spec.model import SOLVER_OF_SCHEDULER, ModelSpec
+from service.api.clips import choose_length
+from service.api.inputs import Kept, Size
 from service.api.schema import MAX_SEED, Generation
 from service.errors import InvalidRequest, UnknownModel
-from service.jobs.job import TextToImage
+from service.jobs.job import Adapter, ImageToImage, ImageToVideo, Inpainting, Request, Task, TextToImage
 
 Number = TypeVar("Number", int, float)
 
+Keep = Callable[[bytes, bytes | None, tuple[Size, ...], Size | None, str], Kept]
+"""Puts a picture and its mask where workers find them: :func:`service.api.inputs.keep_inputs` on a store."""
 
-def resolve(body: Generation, models: dict[str, ModelSpec], idempotency_key: str | None = None) -> TextToImage:
-    """The job that a request asks for.
+IMG2IMG_STRENGTH = 0.8
+"""The default of the published pipelines."""
+
+_PICTURES: frozenset[Task] = frozenset({"text-to-image", "image-to-image", "inpainting"})
+_FROM_PICTURE: frozenset[Task] = frozenset({"image-to-image", "inpainting"})
+_CLIPS: frozenset[Task] = frozenset({"image-to-video"})
+TASKS_OF_FIELD: Mapping[str, frozenset[Task]] = {
+    **dict.fromkeys(("negative_prompt", "output_format", "output_compression", "decoder", "partial_images"), _PICTURES),
+    "image": _FROM_PICTURE | _CLIPS,
+    "mask": frozenset({"inpainting"}),
+    "strength": _FROM_PICTURE,
+    **dict.fromkeys(
+        ("seconds", "fps", "motion_bucket_id", "noise_aug_strength", "min_guidance_scale", "decode_chunk_size"), _CLIPS
+    ),
+}
+"""Fields that not every task has."""
+
+
+def resolve(
+    body: Generation,
+    models: Mapping[str, ModelSpec],
+    idempotency_key: str | None = None,
+    adapters: frozenset[str] = frozenset(),
+    keep: Keep | None = None,
+) -> Request:
+    """The job that a request asks for. Slow where it begins from a picture, which is then decoded, fitted and kept.
+
+    Args:
+        body: what was sent.
+        models: those that are installed, by name.
+        idempotency_key: it also names the seed of a request without one.
+        adapters: names of those that a request may use.
+        keep: where pictures go; None: nowhere, and tasks that need one are refused.
 
     Raises:
         UnknownModel: no such model is installed.
         InvalidRequest: a value is beyond what the model offers.
     """
-    spec = find_model(body.model, models)
-    if spec.system.task != "text-to-image":
-        raise InvalidRequest(f"model {spec.name!r} does {spec.system.task}, not text-to-image", param="model")
-    width, height = _size(body.size, spec)
-    n = body.n or 1
-    steps = _at_most("num_inference_steps", body.num_inference_steps, spec.max_steps) or spec.steps
-    return TextToImage(
-        model=spec.name,
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt or "",
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=_at_most("guidance_scale", body.guidance_scale, spec.max_guidance) or spec.guidance,
-        scheduler=_scheduler(body.scheduler, spec, steps),
-        seed=_seed(body.seed, n, idempotency_key),
-        n=n,
-        deterministic=body.deterministic is not False,
-        output_format=body.output_format or "png",
-        # OpenAI counts from 0, the encoders from 1.
-        output_compression=100 if body.output_compression is None else max(1, body.output_compression),
-    )
+    given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
+    task = body.asked_task
+    spec = find_model(body.model, models, None if task is None else _system_of(task))
+    task = task or _task_by_content(body, spec)
+    if task not in capabilities(spec):
+        raise InvalidRequest(f"model {spec.name!r} does {', '.join(capabilities(spec))}, not {task}", param="model")
+    for name, tasks in TASKS_OF_FIELD.items():
+        if name in given and task not in tasks:
+            raise InvalidRequest(f"{name} is no field of {task}", param=name)
+    size = _size(body.size, spec)
+    fields = _common(body, spec, idempotency_key, adapters)
+    fields |= _of_clips(given, spec, fields) if task == "image-to-video" else _of_pictures(given, spec)
+    if task == "text-to-image":
+        width, height = size or spec.sizes[0]
+        return TextToImage(**fields, width=width, height=height)
+    kept = _keep_inputs(body, task, spec, size, keep)
+    fields |= {"image": kept.image, "width": kept.size[0], "height": kept.size[1]}
+    if task == "image-to-video":
+        return ImageToVideo(**fields)
+    if task == "image-to-image":
+        return ImageToImage(**fields, strength=given.get("strength", IMG2IMG_STRENGTH))
+    return Inpainting(**fields, mask=kept.mask or "", strength=given.get("strength", 1.0))
 
 
-def find_model(name: str | None, models: dict[str, ModelSpec]) -> ModelSpec:
-    """The model of that name, or the first one for None.
+def capabilities(spec: ModelSpec) -> tuple[Task, ...]:
+    """What requests may ask of a model."""
+    if spec.system.task == "image-to-video":
+        return ("image-to-video",)
+    tasks: dict[str, tuple[Task, ...]] = {
+        "": ("text-to-image", "image-to-image", "inpainting"),
+        "picture": ("image-to-image", "inpainting"),
+        "picture and mask": ("inpainting",),
+    }
+    return tasks[spec.needs]
+
+
+def has_fast_decoder(spec: ModelSpec) -> bool:
+    """Whether the folder has a small decoder beside the full one."""
+    return (spec.folder / "vae_tiny").is_dir()
+
+
+def find_model(name: str | None, models: Mapping[str, ModelSpec], system: str | None = None) -> ModelSpec:
+    """The model of that name; for None the first one, of those whose system does ``system`` where that is given.
 
     Raises:
         UnknownModel: there is none; the message names those that are installed.
     """
-    if name is None and models:
-        return next(iter(models.values()))
-    if name is None or name not in models:
-        asked = "no model is named" if name is None else f"model {name[:80]!r} is not installed"
-        raise UnknownModel(f"{asked}; installed: {', '.join(models) or 'none'}", param="model")
-    return models[name]
+    if name is None:
+        for spec in models.values():
+            if system in (None, spec.system.task):
+                return spec
+    elif name in models:
+        return models[name]
+    asked = f"model {name[:80]!r} is not installed" if name is not None else f"no model for {system or 'any task'}"
+    raise UnknownModel(f"{asked}; installed: {', '.join(models) or 'none'}", param="model")
 
 
 def size_names(spec: ModelSpec) -> list[str]:
@@ -68,20 +123,106 @@ def size_names(spec: ModelSpec) -> list[str]:
     return [f"{width}x{height}" for width, height in spec.sizes]
 
 
-def _size(text: str | None, spec: ModelSpec) -> tuple[int, int]:
+def schedulers(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the solvers that run on this model's noise schedule."""
+    return supported_solvers(_schedule(json.dumps(spec.scheduler_config)))
+
+
+def _system_of(task: Task) -> str:
+    return "image-to-video" if task == "image-to-video" else "text-to-image"
+
+
+def _task_by_content(body: Generation, spec: ModelSpec) -> Task:
+    if spec.system.task == "image-to-video":
+        return "image-to-video"
+    return "text-to-image" if body.files[0] is None else "image-to-image"
+
+
+def _common(body: Generation, spec: ModelSpec, idempotency_key: str | None, adapters: frozenset[str]) -> dict[str, Any]:
+    """Fields of every job but its size."""
+    n = body.n or 1
+    steps = _at_most("num_inference_steps", body.num_inference_steps, spec.max_steps) or spec.steps
+    return {
+        "model": spec.name,
+        "prompt": body.prompt or "",
+        "num_inference_steps": steps,
+        "guidance_scale": _at_most("guidance_scale", body.guidance_scale, spec.max_guidance) or spec.guidance,
+        "scheduler": _scheduler(body.scheduler, spec, steps),
+        "seed": _seed(body.seed, n, idempotency_key),
+        "n": n,
+        "deterministic": body.deterministic is not False,
+        "loras": _adapters(body, adapters),
+    }
+
+
+def _of_pictures(given: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    if not given.get("prompt"):
+        raise InvalidRequest("prompt is required", param="prompt", code="missing_required_parameter")
+    fast = given.get("decoder") == "fast"
+    if fast and not has_fast_decoder(spec):
+        raise InvalidRequest(f"decoder 'fast': model {spec.name!r} has only the full one", param="decoder")
+    return {
+        "negative_prompt": given.get("negative_prompt", ""),
+        "fast_decoder": fast,
+        "partial_images": given.get("partial_images", 0),
+        "output_format": given.get("output_format", "png"),
+        # OpenAI counts from 0, the encoders from 1.
+        "output_compression": max(1, given.get("output_compression", 100)),
+    }
+
+
+def _of_clips(given: Mapping[str, Any], spec: ModelSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        length = choose_length(spec.frames, given.get("seconds"), given.get("fps"))
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="seconds") from None
+    guidance = float(fields["guidance_scale"])
+    least = _at_most("min_guidance_scale", given.get("min_guidance_scale"), guidance)
+    chosen = {
+        "frames": length.frames,
+        "segments": length.segments,
+        "fps": length.fps,
+        "min_guidance_scale": least or min(1.0, guidance),
+    }
+    chosen |= {name: given[name] for name in ("motion_bucket_id", "noise_aug_strength") if name in given}
+    if "decode_chunk_size" in given:
+        chosen["decode_chunk_size"] = min(given["decode_chunk_size"], spec.frames)
+    return chosen
+
+
+def _keep_inputs(body: Generation, task: Task, spec: ModelSpec, size: Size | None, keep: Keep | None) -> Kept:
+    image, mask = body.files
+    name = "input_reference" if "input_reference" in type(body).model_fields else "image"
+    if image is None or keep is None:
+        raise InvalidRequest(
+            f"{name} is required: {task} begins from a picture", param=name, code="missing_required_parameter"
+        )
+    if task == "inpainting" and mask is None:
+        raise InvalidRequest("mask is required for inpainting", param="mask", code="missing_required_parameter")
+    return keep(image, mask, spec.sizes, size, name)
+
+
+def _adapters(body: Generation, known: frozenset[str]) -> tuple[Adapter, ...]:
+    chosen = tuple(Adapter(name=one.name, scale=one.scale) for one in body.loras or ())
+    for one in chosen:
+        if one.name not in known:
+            offered = ", ".join(sorted(known)) or "none"
+            raise InvalidRequest(f"loras: {one.name[:80]!r} is not installed; installed: {offered}", param="loras")
+    if len({one.name for one in chosen}) < len(chosen):
+        raise InvalidRequest("loras: each may be named once", param="loras")
+    return tuple(one for one in chosen if one.scale != 0.0)
+
+
+def _size(text: str | None, spec: ModelSpec) -> Size | None:
+    """The asked size; None: the model's own, or that which fits the picture."""
     if text is None or text == "auto":
-        return spec.sizes[0]
+        return None
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     size = (int(match[1]), int(match[2])) if match else None
     if size not in spec.sizes:
         offered = ", ".join(size_names(spec))
         raise InvalidRequest(f"size {text[:80]!r} is not one of {spec.name}'s: auto, {offered}", param="size")
     return size
-
-
-def schedulers(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the solvers that run on this model's noise schedule."""
-    return supported_solvers(_schedule(json.dumps(spec.scheduler_config)))
 
 
 def _scheduler(name: str | None, spec: ModelSpec, steps: int) -> str:
@@ -124,5 +265,5 @@ def _seed(seed: int | None, n: int, idempotency_key: str | None) -> int:
 
 def _at_most(field: str, value: Number | None, limit: Number) -> Number | None:
     if value is not None and value > limit:
-        raise InvalidRequest(f"{field} {value} is over the model's limit of {limit}", param=field)
+        raise InvalidRequest(f"{field} {value} is over the limit of {limit}", param=field)
     return value

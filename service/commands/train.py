@@ -19,12 +19,15 @@ OutOption = Annotated[Path, typer.Option(help="Model folder to write.")]
 
 @app.command()
 def data(work: WorkOption) -> None:
-    """Download the artwork and render it."""
+    """Download the artwork, still and animated (about 800 MB), and render it."""
+    from models.training.animations import render_animations
     from models.training.artwork import download, render
+    from models.training.emoji_svd import PACKAGES
 
     with _faults_told():
-        download(work / "artwork")
-        typer.echo(f"{len(render(work / 'artwork'))} drawings in {work / 'artwork'}")
+        folder = work / "artwork"
+        download(folder, PACKAGES)
+        typer.echo(f"{len(render(folder))} drawings and {len(render_animations(folder))} animations in {folder}")
 
 
 @app.command()
@@ -45,6 +48,17 @@ def emoji_xl_turbo(
 
     with _faults_told():
         train_emoji_xl_turbo(work, teacher, out)
+
+
+@app.command()
+def emoji_svd(
+    work: WorkOption, out: OutOption, image_model: Annotated[Path, typer.Option(help="Model folder of emoji-xl.")]
+) -> None:
+    """Train autoencoder, vision tower and video UNet of emoji-svd, in the latent space of emoji-xl."""
+    from models.training.emoji_svd import train_emoji_svd
+
+    with _faults_told():
+        train_emoji_svd(work, image_model, out)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def check_red_apple(path: Path) -> None:
 
 
 def test_curl(shipped: ServerProcess, tmp_path: Path) -> None:
-    typed(["bash", "-euo", "pipefail", "-c"], shipped, tmp_path, block("sh", "/v1/images/generations"))
+    typed(["bash", "-euo", "pipefail", "-c"], shipped, tmp_path, block("sh", "> apple.png"))
     check_red_apple(tmp_path / "apple.png")
 
 
@@ -67,7 +68,7 @@ def test_the_stock_client(shipped: ServerProcess, tmp_path: Path) -> None:
 def test_the_command_line_gives_the_same_picture_with_and_without_a_server(
     shipped: ServerProcess, tmp_path: Path
 ) -> None:
-    script = block("sh", "darkroom generate")
+    script = block("sh", "-o apple.png")
     jobs_before = len(shipped.http.get("/v1/jobs").json()["data"])
     typed(["bash", "-euc"], shipped, tmp_path, script)
     assert len(shipped.http.get("/v1/jobs").json()["data"]) == jobs_before + 1
@@ -76,6 +77,78 @@ def test_the_command_line_gives_the_same_picture_with_and_without_a_server(
     typed(["bash", "-euc"], shipped, tmp_path, f"export DARKROOM_PORT=1 DARKROOM_DATA={shipped.data}; {script}")
     assert (tmp_path / "apple.png").read_bytes() == served
     assert len(shipped.http.get("/v1/jobs").json()["data"]) == jobs_before + 1
+
+
+@pytest.fixture
+def apple(shipped: ServerProcess, tmp_path: Path) -> Path:
+    """The folder in which README's reader is by now."""
+    typed([sys.executable, "-c"], shipped, tmp_path, block("python", "from openai"))
+    return tmp_path
+
+
+def continued(script: str) -> str:
+    """A script of README that goes on from where the client was made."""
+    return block("python", "from openai") + script
+
+
+def check_picture(path: Path) -> None:
+    with Image.open(path) as image:
+        assert image.size == (64, 64)
+
+
+def test_streaming_by_curl(shipped: ServerProcess, tmp_path: Path) -> None:
+    typed(["bash", "-euc"], shipped, tmp_path, block("sh", "curl -sN"))
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in (tmp_path / "events.txt").read_text().splitlines()
+        if line.startswith("data: {")
+    ]
+    kinds = [event["type"].removeprefix("image_generation.") for event in events]
+    assert kinds == ["partial_image", "partial_image", "completed"]
+
+
+def test_streaming_with_the_stock_client(shipped: ServerProcess, tmp_path: Path) -> None:
+    typed([sys.executable, "-c"], shipped, tmp_path, continued(block("python", "partial_images=2")))
+    for name in ("fox-0.png", "fox-1.png", "fox.png"):
+        check_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("command", "language", "holds"),
+    [
+        (["bash", "-euo", "pipefail", "-c"], "sh", "/v1/images/edits"),
+        ([sys.executable, "-c"], "python", "client.images.edit"),
+        (["bash", "-euc"], "sh", "--image apple.png"),
+    ],
+)
+def test_edits(shipped: ServerProcess, apple: Path, command: list[str], language: str, holds: str) -> None:
+    script = block(language, holds)
+    typed(command, shipped, apple, continued(script) if language == "python" else script)
+    check_picture(apple / "green.png")
+    with Image.open(apple / "green.png") as image:
+        red, green, _ = np.asarray(image.convert("RGB")).astype(float)[28:44, 20:44].mean(axis=(0, 1))
+    assert green > red, "where the apple was red"
+
+
+@pytest.mark.skipif(not (ROOT / "models/zoo/emoji-svd").exists(), reason="no model of clips is shipped")
+def test_clips(shipped: ServerProcess, apple: Path) -> None:
+    bash = ["bash", "-euc"]
+    submit, look, fetch, delete = block("sh", "/v1/videos/ID").strip().splitlines()
+    video_id = json.loads(typed(bash, shipped, apple, submit))["id"]
+    typed([sys.executable, "-c"], shipped, apple, continued(block("python", "create_and_poll")))
+    by_client = (apple / "apple.mp4").read_bytes()
+    while json.loads(typed(bash, shipped, apple, look.replace("ID", video_id)))["status"] != "completed":
+        time.sleep(0.5)
+    typed(bash, shipped, apple, f"{fetch.partition('#')[0].replace('ID', video_id)} > curl.mp4")
+    typed(bash, shipped, apple, block("sh", "darkroom animate"))
+    assert (apple / "curl.mp4").read_bytes() == (apple / "apple.mp4").read_bytes() == by_client
+    assert json.loads(typed(bash, shipped, apple, delete.replace("ID", video_id)))["deleted"] is True
+
+
+def test_the_command_line_looks_around(shipped: ServerProcess, tmp_path: Path) -> None:
+    script = block("sh", "darkroom doctor")
+    said = typed(["bash", "-euc"], shipped, tmp_path, f"export DARKROOM_DATA={shipped.data} COLUMNS=200; {script}")
+    assert "emoji-xl-turbo" in said and f"answers at {shipped.url}" in said and "is ready" in said
 
 
 def test_jobs(shipped: ServerProcess, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_it_passes_on_what_the_server_says(server: Server) -> None:
 
 
 def test_an_expired_job_is_explained(server: Server) -> None:
-    server.painter.paused.set()
+    server.painter.pause()
 
     def on_progress(*_: object) -> None:
         server.store.reap()

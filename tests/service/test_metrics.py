@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.jobs.job import JobState, Priority
 from service.jobs.store import ClassStats, QueueStats
-from service.metrics import ApiMetrics, WorkerMetrics
+from service.metrics import SILENT_S, ApiMetrics, WorkerMetrics
 
 
 def test_both_processes_share_a_family(tmp_path: Path) -> None:
@@ -36,7 +38,7 @@ def test_the_numbers_of_the_store() -> None:
 
     assert value("store_up") == 0 and value("jobs_running") is None
     classes = {Priority.INTERACTIVE: ClassStats(2, 90.0), Priority.BATCH: ClassStats(3, 40.0)}
-    api.show_queue(QueueStats(5, 4, 40.0, classes, {JobState.EXPIRED: 6, JobState.COMPLETED: 7}), now=100.0)
+    api.show_queue(QueueStats(5, 4, 40.0, classes, ended={JobState.EXPIRED: 6, JobState.COMPLETED: 7}), now=100.0)
     assert value("store_up") == 1 and value("jobs_running") == 4
     depths = {name: value("queue_depth", **{"class": name}) for name in ("interactive", "standard", "batch")}
     ages = {name: value("oldest_queued_age_seconds", **{"class": name}) for name in depths}
@@ -61,3 +63,13 @@ def test_an_unreadable_file_costs_only_itself(tmp_path: Path, content: bytes | N
     if content is not None:
         path.write_bytes(content)
     assert b"darkroom_worker_up 0.0" in ApiMetrics().exposition(path)
+
+
+def test_a_worker_that_has_fallen_silent_is_left_out(tmp_path: Path) -> None:
+    worker, path = WorkerMetrics(), tmp_path / "worker.prom"
+    worker.previews.inc()
+    worker.write(path)
+    assert b"darkroom_previews_total 1.0" in ApiMetrics().exposition(path)
+    old = time.time() - SILENT_S - 1
+    os.utime(path, (old, old))
+    assert b"darkroom_previews_total" not in ApiMetrics().exposition(path)

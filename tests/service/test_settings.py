@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.jobs.open import open_store
 from service.jobs.retention import Retention
-from service.settings import Settings, installed_models, worker_name
+from service.settings import Settings, installed_adapters, installed_models, worker_name
 from tests.service.api.conftest import write_model
 
 
@@ -26,7 +26,7 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.backend) == ("127.0.0.1", 8000, "onnxruntime")
     assert settings.data == Path.home() / ".local/share/darkroom" and settings.threads >= 1
     assert settings.url == "http://127.0.0.1:8000"
-    assert len(Settings.model_fields) <= 15
+    assert len(Settings.model_fields) <= 20
     below = [Path(settings.bus_address), Path(settings.artifacts_address), settings.engines_path]
     below += [settings.worker_status_path, settings.worker_metrics_path]
     assert all(path.parent == settings.data for path in below) and len(set(below)) == 5
@@ -58,13 +58,38 @@ def test_folders_are_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPatch, tmp
 def test_retention() -> None:
     assert Settings().retention == Retention(max_age_s=7 * 86400.0, max_bytes=None)
     assert Settings(retention_s=0, retention_bytes=5).retention == Retention(max_age_s=None, max_bytes=5)
-    assert Settings(retention_s=0).retention is None
+    assert Settings(retention_s=0).retention == Retention(max_age_s=None, max_bytes=None)
+
+
+def test_adapters_are_looked_up_anew(tmp_path: Path) -> None:
+    assert installed_adapters(Settings()) == {}
+    settings = Settings(loras_path=tmp_path / "loras")
+    assert installed_adapters(settings) == {}, "the folder may come later"
+    (tmp_path / "loras").mkdir()
+    for name in ("b.safetensors", "a.safetensors", "c.txt"):
+        (tmp_path / "loras" / name).touch()
+    assert list(installed_adapters(settings)) == ["a", "b"]
+    assert installed_adapters(settings)["a"] == tmp_path / "loras" / "a.safetensors"
+
+
+def test_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_API_KEYS", f"{'a' * 64}, {'b' * 64},")
+    assert Settings().api_keys == ("a" * 64, "b" * 64) and Settings(api_keys=("x",)).api_keys == ("x",)
 
 
 def test_a_child_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_MODELS", "/a:/b")
     monkeypatch.setenv("DARKROOM_BACKEND", "torch")
-    settings = Settings(port=1, data=Path("relative"), threads=3, store="redis://h", bus="b", retention_bytes=2**40)
+    settings = Settings(
+        port=1,
+        data=Path("relative"),
+        threads=3,
+        store="redis://h",
+        bus="b",
+        retention_bytes=2**40,
+        loras_path=Path("loras"),
+        api_keys=("a" * 64, "b" * 64),
+    )
     assert settings.models == (Path("/a"), Path("/b")) and settings.data.is_absolute()
     environment = settings.child_environment()
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "passive"

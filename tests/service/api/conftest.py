@@ -7,21 +7,21 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from PIL import Image
 
 from models.spec.model import ModelSpec, find_models
 from service.api.app import create_app
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.job import JobError, Lease, Result
+from service.jobs.job import ImageToVideo, JobError, Lease, Result, Variant
 from service.jobs.open import open_store
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -38,8 +38,16 @@ class Painter:
     """Set: nothing is claimed."""
     error: JobError | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
+    turns: int = 0
     heard: list[tuple[str, str | None]] = field(default_factory=list)
     """Type and job of every event of the API."""
+
+    def pause(self) -> None:
+        """Claim nothing more, from now on."""
+        self.paused.set()
+        turn = self.turns
+        while self.turns < turn + 2 and not self.stopping.is_set():
+            time.sleep(0.005)
 
     def run(self) -> None:
         self.store = open_store(self.settings.store_url)
@@ -47,9 +55,13 @@ class Painter:
         self.artifacts = ArtifactStore(self.settings.artifacts_address)
         held: list[Lease] = []
         while not self.stopping.is_set():
+            self.turns += 1
             self.heard += [(event.type, event.job) for event in self.bus.receive(0.02)]
             if not self.paused.is_set():
-                held += self.store.claim("painter", 8, 30.0)
+                fresh = self.store.claim("painter", 8, 30.0)
+                held += fresh
+                for lease in fresh:
+                    self._preview(lease)
             if self.gate.is_set():
                 for lease in held:
                     self._finish(lease)
@@ -65,15 +77,42 @@ class Painter:
         if self.error is not None:
             self.store.fail(lease.id, self.error)
         else:
-            results = []
-            for seed in range(request.seed, request.seed + request.n):
-                file = io.BytesIO()
-                Image.new("RGB", (8, 8), (seed % 256, 0, 0)).save(file, request.output_format)
-                sha256 = self.artifacts.put(file.getvalue())
-                media_type = f"image/{request.output_format}"
-                results.append(Result(content_sha256=sha256, media_type=media_type, seed=seed, numerics_id="n1"))
-            self.store.complete(lease.id, results)
+            seeds = range(request.seed, request.seed + request.n)
+            make = self._clip if isinstance(request, ImageToVideo) else self._picture
+            self.store.complete(lease.id, [make(lease, seed) for seed in seeds])
         self.bus.publish(Event(type="finished", job=lease.job.id))
+
+    def _picture(self, lease: Lease, seed: int) -> Result:
+        kind = lease.job.request.output_format
+        sha256 = self.artifacts.put(square(seed, kind))
+        return Result(content_sha256=sha256, media_type=f"image/{kind}", seed=seed, numerics_id="n1")
+
+    def _clip(self, lease: Lease, seed: int) -> Result:
+        def put(name: str, content: bytes, media_type: str) -> Variant:
+            return Variant(name=name, content_sha256=self.artifacts.put(content), media_type=media_type)
+
+        clip = self.artifacts.put(b"a clip of %d" % seed)
+        variants = (
+            put("thumbnail", square(seed, "webp"), "image/webp"),
+            put("spritesheet", square(seed, "jpeg"), "image/jpeg"),
+        )
+        return Result(content_sha256=clip, media_type="video/mp4", seed=seed, numerics_id="n1", variants=variants)
+
+    def _preview(self, lease: Lease) -> None:
+        request = lease.job.request
+        for index in range(request.n):
+            for part in range(getattr(request, "partial_images", 0)):
+                name = self.artifacts.put(square(part, "png"))
+                steps = request.num_inference_steps
+                told = Event("preview", lease.job.id, part + 1, steps, index=index, part=part, preview=name)
+                self.bus.publish(told)
+
+
+def square(red: int, kind: str) -> bytes:
+    """An encoded picture of 8 x 8 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (red % 256, 0, 0)).save(file, kind)
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -100,15 +139,38 @@ class Server:
             time.sleep(0.01)
 
 
+def write_clip_model(folder: Path) -> None:
+    """The files of a model folder for clips of 14 frames that a spec is read from."""
+    files = {
+        "model_index.json": {"_class_name": "StableVideoDiffusionPipeline"},
+        "unet/config.json": {"sample_size": 32, "num_frames": 14, "in_channels": 8},
+        "vae/config.json": {"block_out_channels": [8, 16], "latent_channels": 4},
+        "scheduler/scheduler_config.json": {
+            "_class_name": "EulerDiscreteScheduler",
+            "prediction_type": "v_prediction",
+            "timestep_type": "continuous",
+            "use_karras_sigmas": True,
+            "sigma_min": 0.002,
+            "sigma_max": 700.0,
+        },
+        "darkroom.json": {"sizes": [[64, 32], [32, 64]], "steps": 10, "guidance": 3.0},
+    }
+    _write(folder, files)
+
+
 def write_model(folder: Path) -> None:
     """The files of a model folder that a spec is read from."""
     files = {
         "model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
-        "unet/config.json": {"sample_size": 32},
-        "vae/config.json": {"block_out_channels": [8, 16]},
+        "unet/config.json": {"sample_size": 32, "in_channels": 4},
+        "vae/config.json": {"block_out_channels": [8, 16], "latent_channels": 4},
         "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler"},
         "darkroom.json": {"sizes": [[64, 64], [64, 32]], "steps": 10, "guidance": 4.0},
     }
+    _write(folder, files)
+
+
+def _write(folder: Path, files: Mapping[str, object]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +179,12 @@ def write_model(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
-    """Two tiny models; the first is the default."""
+    """Two tiny models, the first of which is the default, and one for clips."""
     folder = tmp_path_factory.mktemp("models")
+    write_clip_model(folder / "tiny-video")
     write_model(folder / "tiny")
     write_model(folder / "tiny-two")
+    (folder / "tiny-two" / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
     return find_models(folder)
 
 
@@ -144,7 +208,7 @@ def run_server(settings: Settings, models: dict[str, ModelSpec]) -> Iterator[Ser
     bus = Bus(settings.bus_address)
     app = create_app(settings, store, bus, ArtifactStore(settings.artifacts_address), models)
 
-    @app.get("/broken")
+    @app.get("/broken", include_in_schema=False)
     async def broken() -> None:
         raise RuntimeError("a secret detail")
 
@@ -157,7 +221,12 @@ def run_server(settings: Settings, models: dict[str, ModelSpec]) -> Iterator[Ser
     while not uv.started:
         time.sleep(0.005)
     url = f"http://127.0.0.1:{uv.servers[0].sockets[0].getsockname()[1]}"
-    with httpx.Client(base_url=url, timeout=20) as http, OpenAI(base_url=f"{url}/v1", api_key="none") as openai:
+    # Nothing is encrypted here, and reading the certificates takes longer than most tests.
+    plain = DefaultHttpxClient(verify=False)
+    with (
+        httpx.Client(base_url=url, timeout=20, verify=False) as http,
+        OpenAI(base_url=f"{url}/v1", api_key="none", http_client=plain) as openai,
+    ):
         yield Server(url, settings, store, painter, http, openai)
     painter.stopping.set()
     uv.should_exit = True

@@ -30,7 +30,7 @@ def test_ready_follows_the_worker(server: Server) -> None:
 
 
 def test_metrics_of_both_processes(server: Server) -> None:
-    server.painter.paused.set()
+    server.painter.pause()
     server.http.post("/v1/jobs", json={"prompt": "x", "priority": "batch"})
     address = server.http.post("/v1/jobs", json={"prompt": "x"}).headers["location"]
     server.http.delete(address)

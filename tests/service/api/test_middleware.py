@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
+import time
 
 import pytest
 
+from service.api import middleware
 from tests.service.api.conftest import Server
 
 
@@ -25,5 +28,61 @@ def test_request_ids(shared: Server, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_large_body_of_unknown_length(shared: Server) -> None:
     chunks = (b"x" * 65536 for _ in range(64))
-    answer = shared.http.post("/v1/jobs", content=chunks, headers={"content-type": "application/json"})
+    answer = shared.http.post("/v1/images/generations", content=chunks, headers={"content-type": "application/json"})
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+
+
+def connected(server: Server, *lines: bytes) -> socket.socket:
+    """A connection over which these lines of a request were sent."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(b"\r\n".join([*lines, b"", b""]))
+    return connection
+
+
+POST = (b"POST /v1/jobs HTTP/1.1", b"Host: x", b"Content-Type: application/json", b"Content-Length: 1000")
+
+
+def test_slow_bodies_are_cut_off(shared: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "PAUSE_S", 0.2)
+    with connected(shared, *POST) as silent:
+        answer = silent.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408") and b"too_slow" in answer
+    monkeypatch.setattr(middleware, "PAUSE_S", 20.0)
+    monkeypatch.setattr(middleware, "BODY_S", 0.5)
+    with connected(shared, *POST) as dripping:
+        dripping.settimeout(0.1)
+        answer, began = b"", time.monotonic()
+        while not answer and time.monotonic() - began < 10:
+            dripping.sendall(b" ")
+            try:
+                answer = dripping.recv(65536)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408")
+    assert shared.http.get("/health/live").status_code == 200
+
+
+def test_a_client_that_takes_nothing_is_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "PAUSE_S", 0.5)
+    address = server.http.post("/v1/jobs", json={"prompt": "x"}).headers["location"]
+    server.until(lambda: server.http.get(address).json()["state"] == "completed")
+    name = server.http.get(address).json()["results"][0]["content_sha256"]
+    folder = server.settings.data / "artifacts" / name[:2] / name[2:4]
+    (folder / name).write_bytes(bytes(64 * 2**20))
+    with connected(server, b"GET %s/results/0 HTTP/1.1" % address.encode(), b"Host: x") as deaf:
+        server.until(lambda: "darkroom_open_requests 2.0" in server.http.get("/metrics").text)
+        server.until(lambda: "darkroom_open_requests 1.0" in server.http.get("/metrics").text, 20)
+        deaf.close()
+
+
+def test_uploads_have_a_budget_together(shared: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = middleware._Budget(100)
+    assert budget.take(60) and not budget.take(60) and budget.take(40)
+    budget.give_back(60)
+    assert budget.take(60)
+    monkeypatch.setattr(middleware._Budget, "take", lambda *_: False)
+    answer = shared.http.post("/v1/jobs", json={"prompt": "x"})
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+    monkeypatch.undo()
+    assert shared.http.post("/v1/jobs", json={"prompt": "x"}).status_code == 202

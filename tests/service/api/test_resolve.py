@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from models.spec.model import ModelSpec
-from service.api.resolve import find_model, resolve, schedulers
+from service.api.resolve import capabilities, find_model, resolve, schedulers
 from service.api.schema import JobRequest
 from service.errors import InvalidRequest, UnknownModel
+from service.jobs.job import TextToImage
 
 
 def test_a_missing_seed_is_random_but_not_under_a_key(models: dict[str, ModelSpec]) -> None:
@@ -48,6 +50,24 @@ def test_a_model_of_another_task_is_refused(models: dict[str, ModelSpec]) -> Non
     video = replace(models[name], pipeline="StableVideoDiffusionPipeline")
     with pytest.raises(InvalidRequest, match="image-to-video"):
         resolve(JobRequest(prompt="x"), {name: video})
+
+
+def test_a_model_that_needs_a_picture_is_not_asked_for_one(models: dict[str, ModelSpec]) -> None:
+    spec = next(iter(models.values()))
+    assert capabilities(replace(spec, needs="picture")) == ("image-to-image", "inpainting")
+    assert capabilities(replace(spec, needs="picture and mask")) == ("inpainting",)
+    with pytest.raises(InvalidRequest, match="does inpainting, not text-to-image"):
+        resolve(JobRequest(prompt="x"), {spec.name: replace(spec, needs="picture and mask")})
+
+
+def test_a_fast_decoder_is_a_folder_of_the_model(models: dict[str, ModelSpec], tmp_path: Path) -> None:
+    spec = replace(next(iter(models.values())), folder=tmp_path)
+    asked = JobRequest(prompt="x", decoder="fast")
+    with pytest.raises(InvalidRequest, match="only the full one"):
+        resolve(asked, {spec.name: spec})
+    (tmp_path / "vae_tiny").mkdir()
+    request = resolve(asked, {spec.name: spec})
+    assert isinstance(request, TextToImage) and request.fast_decoder
 
 
 def test_sizes(models: dict[str, ModelSpec]) -> None:

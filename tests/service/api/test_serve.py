@@ -41,7 +41,7 @@ serve.serve(settings)
 """
 
 
-def until(what: object, timeout_s: float = 30) -> None:
+def until(what: object, timeout_s: float = 90) -> None:
     end = time.monotonic() + timeout_s
     while True:
         try:
@@ -81,7 +81,7 @@ def test_a_killed_worker_is_replaced_and_its_job_returned(tmp_path: Path) -> Non
             assert "darkroom_worker_restarts_total 1.0" in metrics and "darkroom_worker_up 1.0" in metrics
             assert "darkroom_jobs_reaped_total 1.0" in metrics
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(90) == 0
         assert not status.exists(), "the worker was ended and its state removed"
         assert not list((tmp_path / "data" / "bus").iterdir()), "the server left the bus"
     finally:

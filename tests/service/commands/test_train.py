@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 from service.cli import app
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
     """A training module that trains nothing."""
     module = types.ModuleType(f"models.training.{name}")
     for function, body in functions.items():
@@ -26,14 +25,17 @@ def test_each_command_hands_its_folders_on(tmp_path: Path, monkeypatch: pytest.M
     asked: list[tuple[Any, ...]] = []
     stand_in(monkeypatch, "emoji_xl", train_emoji_xl=lambda *folders: asked.append(folders))
     stand_in(monkeypatch, "emoji_xl_turbo", train_emoji_xl_turbo=lambda *folders: asked.append(folders))
-    stand_in(monkeypatch, "artwork", download=lambda folder: asked.append((folder,)), render=lambda _folder: [1, 2])
+    stand_in(monkeypatch, "emoji_svd", train_emoji_svd=lambda *folders: asked.append(folders), PACKAGES=("fonts",))
+    stand_in(monkeypatch, "artwork", download=lambda *what: asked.append(what), render=lambda _folder: [1, 2])
+    stand_in(monkeypatch, "animations", render_animations=lambda _folder: [1, 2, 3])
     work, out, teacher = tmp_path / "work", tmp_path / "out", tmp_path / "teacher"
     folders = ["--work", str(work), "--out", str(out)]
     assert CliRunner().invoke(app, ["train", "emoji-xl", *folders]).exit_code == 0
     assert CliRunner().invoke(app, ["train", "emoji-xl-turbo", *folders, "--teacher", str(teacher)]).exit_code == 0
     done = CliRunner().invoke(app, ["train", "data", "--work", str(work)])
-    assert done.exit_code == 0 and "2 drawings" in done.output
-    assert asked == [(work, out), (work, teacher, out), (work / "artwork",)]
+    assert done.exit_code == 0 and "2 drawings and 3 animations" in done.output
+    assert CliRunner().invoke(app, ["train", "emoji-svd", *folders, "--image-model", str(teacher)]).exit_code == 0
+    assert asked == [(work, out), (work, teacher, out), (work / "artwork", ("fonts",)), (work, teacher, out)]
 
 
 def test_a_fault_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,30 @@
+"""A short `make chaos` on the tiny model: the worker is killed and stopped, the disk full, the database locked."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks import chaos
+from benchmarks.chaos import Chaos, targets_of, undisturbed
+from tests.support.server import ServerProcess
+
+BODIES = [
+    {"prompt": "a red cat", "num_inference_steps": 4 + 3 * i, "scheduler": solver, "seed": i}
+    for i, solver in enumerate(["euler", "euler-ancestral", "ddim", "dpm++2m"] * 2)
+]
+
+
+def test_no_job_is_lost(tmp_path: Path, sdxl_folder: Path, sdxl_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "FAULT_S", 2.5)
+    with ServerProcess(tmp_path / "data", sdxl_folder, sdxl_engines, lease_s="2.0") as server:
+        expected = undisturbed(server, BODIES)
+        assert len({hashes[0] for hashes in expected}) == len(BODIES)
+        run = Chaos(server, BODIES, random.Random(1))
+        run.run(40, ["kill_worker", "fill_disk", "lock_database", "stop_worker"])
+        verdict = run.judge(expected)
+    assert len(run.log.bodies) == sum(verdict.states.values()) == 40
+    assert all(target.met for target in targets_of(verdict)), verdict
+    assert verdict.states["completed"] > 20 and len(run.log.faults) == 4 and run.log.disconnects == 1
