@@ -43,7 +43,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-RUN pip install --constraint constraints.txt '.[tensorrt,worker]'
+RUN pip install --constraint constraints.txt '.[tensorrt,worker,video]'
 COPY kernels kernels
 COPY models models
 COPY engines engines
@@ -56,7 +56,7 @@ VOLUME /data
 
 FROM base AS worker-cpu
 ARG TORCH_INDEX=""
-RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[worker]'
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[worker,video]'
 COPY kernels kernels
 COPY models models
 COPY engines engines

@@ -67,7 +67,7 @@ $(VENV)/.python:
 
 $(VENV)/.worker: $(PINS) | $(VENV)/.python
 	@echo "Installing into $(VENV); the first time takes minutes."
-	$(INSTALL) --editable '.[worker]'
+	$(INSTALL) --editable '.[worker,video]'
 	@touch $@
 
 $(VENV)/.test: $(PINS) | $(VENV)/.python

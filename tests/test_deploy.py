@@ -119,7 +119,7 @@ def test_the_image_for_gpus_is_the_other_with_more() -> None:
     extras = {
         n: re.findall(r"'\.\[(.*?)\]'", " ".join(v for _, v in STAGES[n].steps)) for n in ("worker", "worker-cpu")
     }
-    assert extras == {"worker": ["tensorrt,worker"], "worker-cpu": ["worker"]}
+    assert extras == {"worker": ["tensorrt,worker,video"], "worker-cpu": ["worker,video"]}
 
 
 def test_environment_names_are_settings() -> None:

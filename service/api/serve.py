@@ -13,6 +13,7 @@ from anyio import to_thread
 from service.api.app import create_app
 from service.api.context import Services
 from service.errors import Unavailable
+from service.heartbeat import HEARTBEAT, overdue_s
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.open import open_store
@@ -78,7 +79,11 @@ async def keep_worker(services: Services) -> None:
     if last is not None and not last.alive:
         await _return_jobs(services, last.pid)
     command = [sys.executable, "-m", "service.cli", "worker", "--supervised"]
-    await supervise(command, settings.child_environment(), on_start, on_exit, grace_s=GRACE_S)
+
+    def hangs(pid: int) -> bool:
+        return overdue_s(settings.data / HEARTBEAT, pid) > 0
+
+    await supervise(command, settings.child_environment(), on_start, on_exit, grace_s=GRACE_S, hangs=hangs)
 
 
 async def _return_jobs(services: Services, pid: int) -> None:

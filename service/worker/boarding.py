@@ -115,6 +115,9 @@ def _boarded(passenger: _Passenger) -> list[Piece | None] | Refused:
 
 def _pieces(job: ActiveJob, loaded: LoadedModel, luggage: _Luggage) -> list[Piece | None]:
     record, request = job.lease.job, job.lease.job.request
+    if request.loras:
+        names = ", ".join(adapter.name for adapter in request.loras)
+        raise ValueError(f"loras={names}: this worker does not apply adapters; leave them out")
     numerics, checkpoint = loaded.numerics(request.deterministic), luggage.checkpoint
     usable = checkpoint is not None and checkpoint.numerics_id == numerics.id
     saved = list(checkpoint.pieces) if checkpoint is not None and usable else [None] * request.n

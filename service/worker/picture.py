@@ -106,6 +106,7 @@ class Picture(Piece):
             network=self.model.spec.system.denoiser,
             strength=strength,
             from_picture=from_picture,
+            refiner=self.model.spec.hand_over,
         )
 
     @property

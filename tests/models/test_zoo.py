@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from models.families import text_to_image
+from models.families import image_to_video, text_to_image
 from models.families.row import advance
 from models.families.text_to_image import TextToImageModel
 from models.guidance import Guidance
@@ -134,3 +135,50 @@ def test_the_card_tells_what_was_measured() -> None:
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert figures and "## " in card and "samples.png" in card
     assert (ZOO / "NOTICE").is_file()
+
+
+@pytest.fixture(scope="module")
+def picture(model: TextToImageModel) -> NDArray[np.uint8]:
+    """What emoji-xl draws: uint8 [64, 64, 3]."""
+    first: NDArray[np.uint8] = draw(model, ["rocket noto"])[0]
+    return first
+
+
+def animate(picture: NDArray[np.uint8], bucket: int, steps: int) -> NDArray[np.uint8]:
+    video = image_to_video.load(ZOO / "emoji-svd")
+    plan = make_plan(video.schedule, video.spec.solver, steps, image_to_video.guidance(video))
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1.0
+    row = image_to_video.start_row(video, plan, pixels, image_to_video.Motion(bucket=bucket), 5)
+    while not row.finished:
+        advance(video.denoisers, [row])
+    return image_to_video.decode(video, row)
+
+
+def test_a_clip_begins_with_its_picture_and_moves_as_asked(picture: NDArray[np.uint8]) -> None:
+    still, moving = (animate(picture, bucket, steps=8) / 255.0 for bucket in (0, 127))
+    assert still.shape == (8, 64, 64, 3)
+    # What the autoencoder loses is part of it.
+    assert max(abs(clip[0] - picture / 255.0).mean() for clip in (still, moving)) < 0.05
+    assert abs(np.diff(still, axis=0)).mean() < 0.01
+    assert abs(np.diff(moving, axis=0)).mean() > 2 * abs(np.diff(still, axis=0)).mean()
+
+
+def test_diffusers_makes_the_same_clip(picture: NDArray[np.uint8]) -> None:
+    from diffusers import StableVideoDiffusionPipeline
+
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(ZOO / "emoji-svd")
+    pipeline.set_progress_bar_config(disable=True)
+    frames = pipeline(
+        Image.fromarray(picture),
+        width=64,
+        height=64,
+        num_inference_steps=4,
+        max_guidance_scale=2.0,
+        motion_bucket_id=127,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+        decode_chunk_size=8,
+    ).frames[0]
+    theirs = (np.asarray(frames) * 255).round().astype(int)
+    assert abs(animate(picture, 127, steps=4).astype(int) - theirs).max() <= 2
+    assert abs(animate(picture, 0, steps=4).astype(int) - theirs).mean() > 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.jobs.artifacts import ArtifactStore
-from service.jobs.job import ImageToImage, Job, JobState, Lease, Priority, Result
+from service.jobs.job import Adapter, ImageToImage, Job, JobState, Lease, Priority, Result
 from service.worker.boarding import Boarding, Refused
 from service.worker.checkpoints import Entry, pack
 from service.worker.flight import ActiveJob
@@ -139,3 +139,11 @@ def test_a_job_that_was_dropped_does_not_board(gate: Gate) -> None:
     gate.boarding.drop("job")
     gate.residency.request("tiny-xl").result(30)
     assert gate.boarding.ready() == [] and gate.boarding.jobs == []
+
+
+def test_adapters_are_refused_and_never_ignored(gate: Gate) -> None:
+    _, boarded = gate.take(make_request(loras=(Adapter(name="ink"),)))
+    assert isinstance(boarded, Refused) and boarded.code == "request_unsupported"
+    assert "loras=ink" in str(boarded)
+    _, boarded = gate.take(make_request())
+    assert not isinstance(boarded, Refused)
