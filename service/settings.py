@@ -154,7 +154,8 @@ class Settings(BaseSettings):
 
 
 def installed_models(settings: Settings) -> dict[str, ModelSpec]:
-    """Every installed model by name. The first one is what a request gets that names none: the shipped ones lead.
+    """Every installed model by name. The first one is what a request gets that names none: those that draw from text
+    lead, and among them the shipped ones.
 
     Raises:
         ValueError: a folder cannot be read or is not there, or two folders hold a model of one name.
@@ -168,7 +169,7 @@ def installed_models(settings: Settings) -> dict[str, ModelSpec]:
             if name in found:
                 raise ValueError(f"two models are named {name!r}: {found[name].folder} and {spec.folder}")
             found[name] = spec
-    return found
+    return dict(sorted(found.items(), key=lambda model: model[1].system.task != "text-to-image"))
 
 
 def installed_adapters(settings: Settings) -> dict[str, Path]:

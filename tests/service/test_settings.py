@@ -133,3 +133,8 @@ def test_installed_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_worker_names_differ_by_process() -> None:
     assert worker_name(1) != worker_name(2) and worker_name(7) == worker_name(7)
+
+
+def test_a_model_that_draws_from_text_comes_first() -> None:
+    shipped = installed_models(Settings())
+    assert list(shipped) == ["emoji-xl", "emoji-xl-turbo", "emoji-svd"]

@@ -13,6 +13,7 @@ import pytest
 
 from models.training import artwork
 from models.training.artwork import KEYWORDS, UNICODE, Package, composite, download, render
+from models.training.emoji_svd import PACKAGES
 
 TINY = Package("@tiny/icons", "1.0.0", "MIT", "tiny")
 HALF_RED = '<rect width="8" height="16" fill="#f00" fill-opacity="0.5"/>'  # the left half, half transparent
@@ -132,4 +133,4 @@ def test_render_asks_for_the_download_first(tmp_path: Path) -> None:
 
 
 def test_the_lock_lists_every_package() -> None:
-    assert set(json.loads(artwork.LOCK.read_text())) == {package.tarball for package in artwork.PACKAGES}
+    assert set(json.loads(artwork.LOCK.read_text())) == {package.tarball for package in PACKAGES}
