@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,20 +42,22 @@ class Split:
 
 def split(drawings: Drawings, seed: int = 0) -> Split:
     """Set :data:`HELD_OUT` random drawings aside (the same concept in another style may be among the rest)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(drawings.pixels.transpose(0, 3, 1, 2)))
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))
+    pixels = torch.asarray(np.ascontiguousarray(drawings.pixels.transpose(0, 3, 1, 2)))
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed), device="cpu").to(pixels.device)
     return Split(pixels[order[HELD_OUT:]], pixels[order[:HELD_OUT]])
 
 
-def train_autoencoder(drawings: Drawings, checkpoint: Path, recipe: Recipe = RECIPE, spec: VAESpec = SPEC) -> VAE:
-    """Train, or resume, and return the averaged network with its ``scaling_factor`` measured on the drawings."""
+def train_autoencoder(
+    drawings: Drawings, checkpoint: Path, recipe: Recipe = RECIPE, spec: VAESpec = SPEC, batch: int = BATCH
+) -> VAE:
+    """Train, or resume, and return the averaged network."""
     torch.manual_seed(recipe.seed)
     data = split(drawings)
     vae = VAE(spec)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def loss(_step: int, generator: torch.Generator) -> Tensor:
-        picked = torch.randint(len(data.training), (BATCH,), generator=generator)
+        picked = torch.randint(len(data.training), (batch,), generator=generator)
         pictures = augment(data.training[picked], generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast(pictures.device.type, torch.bfloat16):
             mean, log_variance = vae.moments(pictures)
@@ -63,7 +67,8 @@ def train_autoencoder(drawings: Drawings, checkpoint: Path, recipe: Recipe = REC
         return reconstruction_loss(decoded, pictures) + KL_WEIGHT * kl(mean.float(), log_variance.float())
 
     def report(step: int, average: torch.nn.Module) -> None:
-        decibels = psnr(average, on_white(data.held_out))  # type: ignore[arg-type]
+        averaged = cast(VAE, average)
+        decibels = psnr(averaged.encode, averaged.decode, on_white(data.held_out))
         print(f"step {step}: {decibels:.2f} dB on {HELD_OUT} held-out drawings", flush=True)
 
     return train(vae, loss, recipe, checkpoint, report)  # type: ignore[return-value]
@@ -107,11 +112,11 @@ def composite(premultiplied: Tensor, background: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def psnr(vae: VAE, pictures: Tensor) -> float:
+def psnr(encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], pictures: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of decode(encode(pictures)), the mean over pictures in [-1, 1]."""
     values = []
     for chunk in pictures.split(32):
-        decoded = vae.decode(vae.encode(chunk)).clamp(-1.0, 1.0)
+        decoded = decode(encode(chunk)).clamp(-1.0, 1.0)
         mse = ((decoded - chunk) / 2.0).square().mean(dim=(1, 2, 3))
         values.append(-10.0 * torch.log10(mse))
     return float(torch.cat(values).mean())

@@ -127,6 +127,7 @@ def _quality(report: Mapping[str, Any]) -> str:
         "nearest drawing is the very one asked for": f"{percent(nearest['is_the_one_asked_for'])} "
         f"(of {nearest['among']}; median RMS distance {nearest['median_rms_levels']:.1f} of 255)",
         "autoencoder on held-out drawings": f"{report['autoencoder_psnr_db']:.2f} dB",
+        "... with the small decoder": f"{report['small_decoder_psnr_db']:.2f} dB",
     }
     trial = "**A trial on the first few concepts only: these figures flatter.** " if report.get("only_first") else ""
     return f"""\

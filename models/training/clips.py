@@ -68,11 +68,13 @@ def encoded_clips(work: Path, parts: int, drawings: Drawings, animations: Animat
     for part in track(range(parts), "clips"):
         path = work / f"clips-{part:04d}.pt"
         if not path.exists():
-            clips = _encoded(list(random_clips(part, drawings, animations, PART)), vae, part)
+            with torch.device("cpu"):
+                drawn = list(random_clips(part, drawings, animations, PART))
+            clips = _encoded(drawn, vae, part)
             torch.save(astuple(clips), path.with_suffix(".partial"))
             path.with_suffix(".partial").rename(path)
-        made.append(torch.load(path, weights_only=True))
-    return Clips(*(torch.cat(column) for column in zip(*made, strict=True)))
+        made.append(torch.load(path, weights_only=True, map_location="cpu"))
+    return Clips(*(torch.cat(column).to(torch.get_default_device()) for column in zip(*made, strict=True)))
 
 
 def random_clips(seed: int, drawings: Drawings, animations: Animations, count: int) -> Iterator[Clip]:
@@ -94,9 +96,10 @@ def random_frames(
         if random.random() < ANIMATED_SHARE:
             chosen.append(_stretch(random, animations)[0])
         else:
-            chosen.append(_in_motion(random, drawings.pixels[random.integers(len(drawings))])[0])
+            with torch.device("cpu"):
+                chosen.append(_in_motion(random, drawings.pixels[random.integers(len(drawings))])[0])
     pixels = np.stack([_on_background(random, clip[:frames]) for clip in chosen])
-    return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
+    return torch.asarray(pixels).permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
 
 
 def animated(random: np.random.Generator, animations: Animations) -> Clip:
@@ -141,8 +144,8 @@ def _on_background(random: np.random.Generator, frames: NDArray[np.uint8]) -> ND
 
 @torch.inference_mode()
 def _encoded(clips: list[Clip], vae: VAE, seed: int) -> Clips:
-    generator = torch.Generator().manual_seed(seed)
-    frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).permute(0, 1, 4, 2, 3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    frames = torch.asarray(np.stack([clip.frames for clip in clips])).permute(0, 1, 4, 2, 3)
     noise = torch.exp(LOG_NOISE[0] + LOG_NOISE[1] * torch.randn(len(clips), generator=generator))
     first = frames[:, 0].float() / 127.5 - 1.0
     noisy = first + noise[:, None, None, None] * torch.randn(first.shape, generator=generator)

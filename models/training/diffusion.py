@@ -82,8 +82,9 @@ class Examples:
         held_out: Collection[tuple[str, str]] = (),
         scenes: int = 0,
         scene_seed: int = 0,
+        styles: Sequence[str] = CAPTION_STYLES,
     ) -> None:
-        chosen = without(drawings.select([c.slug for c in concepts], CAPTION_STYLES), held_out)
+        chosen = without(drawings.select([c.slug for c in concepts], styles), held_out)
         by_slug = {concept.slug: concept for concept in concepts}
         self.captioned = [
             (by_slug[drawings.slugs[c]], drawings.styles[s]) for c, s in zip(chosen.concept, chosen.style, strict=True)
@@ -124,7 +125,7 @@ class Posterior:
     @classmethod
     def of(cls, pictures: NDArray[np.uint8], vae: VAE) -> Posterior:
         """Encode uint8 [N, H, W, 3]."""
-        x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        x = torch.asarray(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             moments = [vae.moments(chunk.float() / 127.5 - 1.0) for chunk in x.split(32)]
         scale = vae.spec.scaling_factor
@@ -149,7 +150,7 @@ def without(drawings: Drawings, pairs: Collection[tuple[str, str]]) -> Drawings:
 
 
 def train_diffusion(
-    examples: Examples, networks: TextToImageNetworks, checkpoint: Path, recipe: Recipe = RECIPE
+    examples: Examples, networks: TextToImageNetworks, checkpoint: Path, recipe: Recipe = RECIPE, batch: int = BATCH
 ) -> TextToImageNetworks:
     """Train, or resume, and return the averaged networks."""
     unet, conditioner = networks.unet, networks.conditioner
@@ -158,16 +159,16 @@ def train_diffusion(
     sizes = size_features(examples.size, examples.size, unet.spec.time_id_dim)
 
     def loss(_step: int, generator: torch.Generator) -> Tensor:
-        latents, texts = examples.draw(BATCH, generator)
-        ids = [conditioner.tokenize(texts, tower) for tower in (0, 1)]
-        kept = (torch.rand(BATCH, generator=generator) >= CAPTION_DROPOUT).float()
-        times = torch.randint(len(abar), (BATCH,), generator=generator)
+        latents, texts = examples.draw(batch, generator)
+        ids = [conditioner.tokenize(texts, tower).to(latents.device) for tower in (0, 1)]
+        kept = (torch.rand(batch, generator=generator) >= CAPTION_DROPOUT).float()
+        times = torch.randint(len(abar), (batch,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         alpha, sigma = (abar[times] ** 0.5)[:, None, None, None], ((1 - abar[times]) ** 0.5)[:, None, None, None]
         with torch.autocast(latents.device.type, torch.bfloat16):
             context, pooled = conditioner.encode_tokens(ids)
             context, pooled = context * kept[:, None, None], pooled * kept[:, None]
-            vector = torch.cat([pooled, sizes.expand(BATCH, -1)], dim=1)
+            vector = torch.cat([pooled, sizes.expand(batch, -1)], dim=1)
             noisy = (alpha * latents + sigma * noise).contiguous(memory_format=torch.channels_last)
             v = unet(noisy, times.float(), context, vector)
         return (v.float() - (alpha * noise - sigma * latents)).square().mean()

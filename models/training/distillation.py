@@ -171,23 +171,25 @@ def distil(
     networks: Distillation,
     checkpoint: Path,
     course: Course,
+    batch: int = BATCH,
 ) -> Distillation:
     """Train, or resume, one course and return the averages."""
     abar = torch.tensor(Schedule.from_config(SCHEDULER_CONFIG).alphas_cumprod)
     teacher = Teacher(teacher_unet, abar)
     for unet in (teacher_unet, networks.student):
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sizes = size_features(examples.size, examples.size, teacher_unet.spec.time_id_dim).expand(BATCH, -1)
+    sizes = size_features(examples.size, examples.size, teacher_unet.spec.time_id_dim).expand(batch, -1)
     places = torch.tensor(STUDENT_TIMES)
 
     def loss(_step: int, generator: torch.Generator) -> Tensor:
-        real, captions = examples.draw(BATCH, generator)
+        real, captions = examples.draw(batch, generator)
         noises = [torch.randn(real.shape, generator=generator) for _ in range(3)]
-        student_times = places[torch.randint(len(places), (BATCH,), generator=generator)]
-        teacher_times, judge_times = (torch.randint(len(abar), (BATCH,), generator=generator) for _ in range(2))
+        student_times = places[torch.randint(len(places), (batch,), generator=generator)]
+        teacher_times, judge_times = (torch.randint(len(abar), (batch,), generator=generator) for _ in range(2))
         with torch.autocast(real.device.type, torch.bfloat16):
             with torch.no_grad():
-                context, pooled = conditioner.encode_tokens([conditioner.tokenize(captions, n) for n in (0, 1)])
+                ids = [conditioner.tokenize(captions, tower).to(real.device) for tower in (0, 1)]
+                context, pooled = conditioner.encode_tokens(ids)
             text = (context, torch.cat([pooled, sizes], dim=1))
             noisy = noised(real, student_times, noises[0], abar)
             fake = clean(noisy, student_times, networks.student(noisy, student_times.float(), *text).float(), abar)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,15 +11,17 @@ import torch
 from models.spec.unet import UNetSpec
 from models.spec.vae import TemporalVAESpec
 from models.temporal_decoder import TemporalDecoderVAE
-from models.training import artwork
+from models.training import artwork, temporal_autoencoder, video
 from models.training.animations import ANIMATIONS, render_animations
 from models.training.artwork import download, render
 from models.training.clips import encoded_clips
+from models.training.profile import SMALL, Profile
 from models.training.temporal_autoencoder import train_temporal_autoencoder
 from models.training.video import (
     COLOUR_MEAN,
     COLOUR_STD,
     SCHEDULER_CONFIG,
+    STAGES,
     UNET_CONFIG,
     VideoNetworks,
     new_tower,
@@ -37,7 +39,7 @@ PARTS = 60
 SERVING = {"steps": 20, "guidance": 2.0, "sizes": [[64, 64]]}
 
 
-def train_emoji_svd(work: Path, image_model: Path, out: Path) -> None:
+def train_emoji_svd(work: Path, image_model: Path, out: Path, profile: Profile = SMALL) -> None:
     """Train everything, resuming what was begun in ``work``, and write the model folder ``out``.
 
     Args:
@@ -45,10 +47,17 @@ def train_emoji_svd(work: Path, image_model: Path, out: Path) -> None:
     """
     download(work / "artwork", PACKAGES)
     drawings, animations = render(work / "artwork"), render_animations(work / "artwork")
-    image_vae = load_vae(image_model)
-    vae = train_temporal_autoencoder(drawings, animations, image_vae, work / "temporal-autoencoder.pt")
-    clips = encoded_clips(work / "clips", PARTS, drawings.select(styles=STYLES), animations, image_vae)
-    networks = train_video(clips, new_networks(), work / "video.pt")
+    with torch.device(profile.device):
+        image_vae = load_vae(image_model).to(profile.device)
+        recipe, batch = profile.recipe(temporal_autoencoder.RECIPE), profile.batch * temporal_autoencoder.CLIPS
+        checkpoint = work / "temporal-autoencoder.pt"
+        vae = train_temporal_autoencoder(drawings, animations, image_vae, checkpoint, recipe, batch)
+        moving = drawings if profile.everything else drawings.select(styles=STYLES)
+        clips = encoded_clips(work / "clips", profile.steps * PARTS, moving, animations, image_vae)
+        networks = new_networks()
+        for number, stage in enumerate(STAGES, 1):
+            stage, checkpoint = replace(stage, recipe=profile.recipe(stage.recipe)), work / f"video-{number}.pt"
+            networks = train_video(clips, networks.requires_grad_(True), checkpoint, stage, profile.batch * video.BATCH)
     export(networks, vae, out)
 
 

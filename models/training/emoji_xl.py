@@ -14,6 +14,8 @@ from transformers import CLIPTokenizer
 from models.conditioners.sdxl import SDXLConditioner
 from models.spec.unet import UNetSpec
 from models.spec.vae import VAESpec
+from models.tiny_autoencoder import TinyAutoencoder
+from models.training import autoencoder, diffusion, tiny_autoencoder
 from models.training.artwork import Drawings, download, render
 from models.training.autoencoder import SPEC, latent_std, on_white, split, train_autoencoder
 from models.training.concepts import CAPTION_STYLES, CONCEPTS, FIRST_CONCEPTS, HELD_OUT, captions
@@ -27,7 +29,9 @@ from models.training.diffusion import (
     TextToImageNetworks,
     train_diffusion,
 )
+from models.training.profile import SMALL, Profile
 from models.training.text import new_towers, train_tokenizer
+from models.training.tiny_autoencoder import tiny_config, train_tiny_autoencoder
 from models.unet import UNet
 from models.vae import VAE
 from models.weights import save_network
@@ -37,27 +41,37 @@ SERVING = {"steps": 20, "guidance": 3.0, "solver": "dpm++2m", "sizes": [[64, 64]
 """What ``darkroom.json`` recommends; chosen by eye and by the judge."""
 
 
-def train_emoji_xl(work: Path, out: Path) -> None:
+def train_emoji_xl(work: Path, out: Path, profile: Profile = SMALL) -> None:
     """Train everything, resuming what was begun in the folder ``work``, and write the model folder ``out``."""
     download(work / "artwork")
     drawings = render(work / "artwork")
-    vae = trained_autoencoder(drawings, work / "autoencoder.pt")
-    tokenizer_folder = work / "tokenizer"
-    conditioner = new_conditioner(drawings, tokenizer_folder)
-    networks = new_networks(conditioner)
-    networks = train_diffusion(Examples(drawings, FIRST_CONCEPTS, vae), networks, work / "diffusion.pt", RECIPE)
-    examples = Examples(drawings, CONCEPTS, vae, HELD_OUT, SCENES)
-    networks = train_diffusion(examples, networks.requires_grad_(True), work / "scenes.pt", SECOND_RECIPE)
-    export(networks, vae, tokenizer_folder, out)
+    with torch.device(profile.device):
+        vae = trained_autoencoder(drawings, work / "autoencoder.pt", profile)
+        batch, tiny_recipe = profile.batch * tiny_autoencoder.BATCH, profile.recipe(tiny_autoencoder.RECIPE)
+        tiny = train_tiny_autoencoder(drawings, vae, work / "tiny-autoencoder.pt", tiny_recipe, batch=batch)
+        networks = _trained_networks(drawings, vae, work, profile)
+    export(networks, vae, tiny, work / "tokenizer", out)
 
 
-def trained_autoencoder(drawings: Drawings, checkpoint: Path) -> VAE:
+def trained_autoencoder(drawings: Drawings, checkpoint: Path, profile: Profile = SMALL) -> VAE:
     """The trained autoencoder with the scaling factor that gives its latents unit spread."""
-    vae = train_autoencoder(drawings, checkpoint)
+    batch = profile.batch * autoencoder.BATCH
+    vae = train_autoencoder(drawings, checkpoint, profile.recipe(autoencoder.RECIPE), SPEC, batch)
     factor = 1.0 / latent_std(vae, on_white(split(drawings).training[:1024]))
     scaled = VAE(replace(SPEC, scaling_factor=round(factor, 5)))
     scaled.load_state_dict(vae.state_dict())
     return scaled.eval().requires_grad_(False)
+
+
+def _trained_networks(drawings: Drawings, vae: VAE, work: Path, profile: Profile) -> TextToImageNetworks:
+    """UNet and text towers after both stages."""
+    networks = new_networks(new_conditioner(drawings, work / "tokenizer"))
+    styles, batch = profile.styles(drawings), profile.batch * diffusion.BATCH
+    first = Examples(drawings, FIRST_CONCEPTS, vae, styles=styles)
+    networks = train_diffusion(first, networks, work / "diffusion.pt", profile.recipe(RECIPE), batch)
+    examples = Examples(drawings, profile.concepts(drawings), vae, HELD_OUT, SCENES, styles=styles)
+    recipe = profile.recipe(SECOND_RECIPE)
+    return train_diffusion(examples, networks.requires_grad_(True), work / "scenes.pt", recipe, batch)
 
 
 def new_conditioner(drawings: Drawings, tokenizer_folder: Path) -> SDXLConditioner:
@@ -89,11 +103,12 @@ def caption_corpus(drawings: Drawings) -> Iterator[str]:
         yield from (scene, colours, " ".join(drawings.styles))
 
 
-def export(networks: TextToImageNetworks, vae: VAE, tokenizer_folder: Path, out: Path) -> None:
+def export(networks: TextToImageNetworks, vae: VAE, tiny: TinyAutoencoder, tokenizer_folder: Path, out: Path) -> None:
     """Write a diffusers SDXL folder."""
     out.mkdir(parents=True, exist_ok=True)
     save_network(out / "unet", UNET_CONFIG, networks.unet.state_dict(), torch.float16)
     save_network(out / "vae", vae_config(vae.spec), vae.state_dict(), torch.float16)
+    save_network(out / "vae_tiny", tiny_config(tiny.spec), tiny.state_dict(), torch.float16)
     for n, tower in zip(("", "_2"), networks.conditioner.towers, strict=True):
         tower.save_pretrained(out / f"text_encoder{n}")
         shutil.copytree(tokenizer_folder, out / f"tokenizer{n}", dirs_exist_ok=True)

@@ -37,7 +37,7 @@ from models.training.judge import TRAIN_STYLES, Judge, kept_concepts, real_accur
 from models.training.notice import notice
 from models.training.scene_figures import REPEATS, measure_scenes, new_scenes, set_stage, trained_captions
 from models.training.sheets import contact_sheet, prompt_sheet, save_png, write_blind
-from models.weights import load_vae
+from models.weights import load_tiny_decoder, load_vae
 
 ROWS = 16  # pictures in flight at once
 JUDGE_STEPS = 6000
@@ -67,13 +67,15 @@ def develop(model: TextToImageModel, prompts: Sequence[str], first_seed: int) ->
 def describe(model: TextToImageModel, folder: Path, drawings: Drawings) -> dict[str, Any]:
     """What the model is, what it was trained with, and how well its autoencoder does on held-out drawings."""
     spec = model.spec
-    held_out = autoencoder.on_white(autoencoder.split(drawings).held_out)
+    held_out, vae = autoencoder.on_white(autoencoder.split(drawings).held_out), load_vae(folder)
+    small = load_tiny_decoder(folder / "vae_tiny")
     weights = sorted(folder.rglob("*.safetensors"))
     return {
         "model": folder.resolve().name,
         "defaults": {"steps": spec.steps, "guidance": spec.guidance, "solver": spec.solver, "size": spec.sizes[0]},
         "parameters": {path.parent.name: parameters(path) for path in weights},
-        "autoencoder_psnr_db": autoencoder.psnr(load_vae(folder), held_out),
+        "autoencoder_psnr_db": autoencoder.psnr(vae.encode, vae.decode, held_out),
+        "small_decoder_psnr_db": autoencoder.psnr(vae.encode, small.decode, held_out),
         "training": recipes(distilled=spec.max_guidance == 1.0),
         "weights_sha256": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights

@@ -56,7 +56,7 @@ def train(
     """Train ``network`` in place, resuming from ``checkpoint`` if it exists, and return its moving average.
 
     Args:
-        network: any module; moved nowhere.
+        network: any module; moved nowhere. Its device is the default one for what ``loss_function`` makes.
         loss_function: see :data:`LossFunction`.
         checkpoint: file that is replaced atomically every ``save_every_s`` seconds and at the end.
         on_save: called with the step and the averaged network after each save (samples, reports).
@@ -72,7 +72,7 @@ def train(
     device = next(network.parameters()).device
     network.train()
     saved_at, smooth = time.monotonic(), math.nan
-    with _progress() as progress:
+    with torch.device(device), _progress() as progress:
         task = progress.add_task(checkpoint.stem, total=recipe.steps, completed=step, loss="")
         while step < recipe.steps:
             generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)
@@ -123,7 +123,7 @@ def _save(path: Path, step: int, network: nn.Module, average: nn.Module, optimiz
 def _resume(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])

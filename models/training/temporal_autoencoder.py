@@ -43,7 +43,12 @@ and strength, which the norm would take from it."""
 
 
 def train_temporal_autoencoder(
-    drawings: Drawings, animations: Animations, image_vae: VAE, checkpoint: Path, recipe: Recipe = RECIPE
+    drawings: Drawings,
+    animations: Animations,
+    image_vae: VAE,
+    checkpoint: Path,
+    recipe: Recipe = RECIPE,
+    clips: int = CLIPS,
 ) -> TemporalDecoderVAE:
     """Train, or resume, and return the averaged network, with the image autoencoder's scale."""
     vae = new_temporal_autoencoder(image_vae, recipe.seed)
@@ -53,7 +58,7 @@ def train_temporal_autoencoder(
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        frames = random_frames(np.random.default_rng(seed), CLIPS, FRAMES, drawings, animations)
+        frames = random_frames(np.random.default_rng(seed), clips, FRAMES, drawings, animations)
         if step < CROPPED_SHARE * recipe.steps:
             frames = cropped(frames, CROP, generator)
         pictures = frames.flatten(0, 1).contiguous(memory_format=LAYOUT)

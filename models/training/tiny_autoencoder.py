@@ -28,7 +28,12 @@ BATCH = 16
 
 
 def train_tiny_autoencoder(
-    drawings: Drawings, vae: VAE, checkpoint: Path, recipe: Recipe = RECIPE, spec: TinyAutoencoderSpec = SPEC
+    drawings: Drawings,
+    vae: VAE,
+    checkpoint: Path,
+    recipe: Recipe = RECIPE,
+    spec: TinyAutoencoderSpec = SPEC,
+    batch: int = BATCH,
 ) -> TinyAutoencoder:
     """Train, or resume, and return the averaged network. Its encoder learns the latents of ``vae`` in the denoiser's
     scale, its decoder the pictures that they came from."""
@@ -38,7 +43,7 @@ def train_tiny_autoencoder(
     tiny.to(memory_format=LAYOUT)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def loss(_step: int, generator: torch.Generator) -> Tensor:
-        picked = torch.randint(len(data.training), (BATCH,), generator=generator)
+        picked = torch.randint(len(data.training), (batch,), generator=generator)
         pictures = augment(data.training[picked], generator).contiguous(memory_format=LAYOUT)
         with torch.no_grad():
             mean, log_variance = vae.moments(pictures)

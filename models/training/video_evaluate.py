@@ -49,7 +49,7 @@ MOST_ASKED = 192
 REAL_CLIPS = 400
 UNSEEN_STYLES = ("blob", "classic", "gradient")
 SHEET = 8
-SHEET_BYTES = 768 * 1024
+SHEET_BYTES = 640 * 1024
 VERSIONS = ("numpy", "pillow", "resvg_py", "safetensors", "torch", "transformers")
 
 
@@ -165,8 +165,11 @@ def describe(model: ImageToVideoModel, folder: Path) -> dict[str, Any]:
         | {"styles_set_in_motion": " ".join(STYLES)},
         "autoencoder": asdict(temporal_autoencoder.RECIPE)
         | {"batch": temporal_autoencoder.CLIPS, "frames": temporal_autoencoder.FRAMES},
-        "UNet and vision tower": asdict(video.RECIPE) | {"batch": video.BATCH, "picture_dropout": video.DROPOUT},
     }
+    for number, stage in enumerate(video.STAGES, 1):
+        noise = {"log_sigma": " ± ".join(map(str, stage.log_sigma)), "change_weight": stage.change_weight}
+        shared = {"batch": video.BATCH, "picture_dropout": video.DROPOUT}
+        recipe[f"UNet and vision tower, stage {number}"] = asdict(stage.recipe) | noise | shared
     spec = model.spec
     return {
         "model": folder.resolve().name,

@@ -39,7 +39,6 @@ class Cut(Exception):
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder, "HELD_OUT", 4)
-    monkeypatch.setattr(autoencoder, "BATCH", 4)
 
 
 def squares(count: int = 12) -> Drawings:
@@ -142,10 +141,12 @@ def stand_in(error: float) -> SimpleNamespace:
 
 def test_psnr_of_known_errors() -> None:
     pictures = torch.rand(40, 3, 8, 8, generator=seeded()) - 0.5
-    assert psnr(stand_in(0.0), pictures) == math.inf
-    assert psnr(stand_in(0.2), pictures) == pytest.approx(20.0, abs=1e-4)  # a tenth of the range
-    assert psnr(stand_in(0.02), pictures) == pytest.approx(40.0, abs=1e-4)
-    assert psnr(stand_in(9.0), torch.ones(1, 3, 8, 8)) == math.inf  # beyond white is white
+    assert psnr(stand_in(0.0).encode, stand_in(0.0).decode, pictures) == math.inf
+    assert psnr(stand_in(0.2).encode, stand_in(0.2).decode, pictures) == pytest.approx(
+        20.0, abs=1e-4
+    )  # a tenth of the range
+    assert psnr(stand_in(0.02).encode, stand_in(0.02).decode, pictures) == pytest.approx(40.0, abs=1e-4)
+    assert psnr(stand_in(9.0).encode, stand_in(9.0).decode, torch.ones(1, 3, 8, 8)) == math.inf  # beyond white is white
 
 
 def test_latent_std_is_of_the_means() -> None:
@@ -155,20 +156,20 @@ def test_latent_std_is_of_the_means() -> None:
 
 
 def test_training_lowers_the_error_on_what_was_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    vae = train_autoencoder(squares(), tmp_path / "autoencoder.pt", RECIPE, TINY)
+    vae = train_autoencoder(squares(), tmp_path / "autoencoder.pt", RECIPE, TINY, batch=4)
     pictures = on_white(split(squares()).held_out)
     torch.manual_seed(RECIPE.seed)
     untrained = autoencoder.VAE(TINY)
     before, after = (reconstruction_loss(v.decode(v.encode(pictures)).detach(), pictures) for v in (untrained, vae))
     assert after < 0.5 * before
-    assert psnr(vae, pictures) > psnr(untrained, pictures) + 3.0
+    assert psnr(vae.encode, vae.decode, pictures) > psnr(untrained.encode, untrained.decode, pictures) + 3.0
     assert not vae.training
-    assert f"step 40: {psnr(vae, pictures):.2f} dB on 4 held-out drawings" in capsys.readouterr().out
+    assert f"step 40: {psnr(vae.encode, vae.decode, pictures):.2f} dB on 4 held-out drawings" in capsys.readouterr().out
 
 
 def test_a_cut_and_resumed_run_equals_the_uncut_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(steps=6, peak_lr=5e-3, final_lr=1e-3, warmup=2, save_every_s=-1.0)
-    uncut = train_autoencoder(squares(), tmp_path / "uncut.pt", recipe, TINY).state_dict()
+    uncut = train_autoencoder(squares(), tmp_path / "uncut.pt", recipe, TINY, batch=4).state_dict()
     calls = []
 
     def cut(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -179,7 +180,7 @@ def test_a_cut_and_resumed_run_equals_the_uncut_run(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(autoencoder, "augment", cut)
     with pytest.raises(Cut):
-        train_autoencoder(squares(), tmp_path / "cut.pt", recipe, TINY)
-    resumed = train_autoencoder(squares(), tmp_path / "cut.pt", recipe, TINY).state_dict()
+        train_autoencoder(squares(), tmp_path / "cut.pt", recipe, TINY, batch=4)
+    resumed = train_autoencoder(squares(), tmp_path / "cut.pt", recipe, TINY, batch=4).state_dict()
     assert calls == [4] * 7  # the fourth step was begun twice, the first three were not done again
     torch.testing.assert_close(resumed, uncut, rtol=0.0, atol=0.0)

@@ -54,7 +54,6 @@ class Cut(Exception):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion, "BATCH", 8)
     monkeypatch.setattr(text, "LAYERS", 2)
 
 
@@ -101,12 +100,16 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def loss_of(
-    unet: nn.Module, examples: Examples, conditioner: SDXLConditioner, monkeypatch: pytest.MonkeyPatch
+    unet: nn.Module,
+    examples: Examples,
+    conditioner: SDXLConditioner,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int = 8,
 ) -> LossFunction:
     """The loss function that would be trained with, on a UNet that stands in."""
     unet.spec = SimpleNamespace(time_id_dim=TIME_ID_DIM)
     monkeypatch.setattr(diffusion, "train", lambda _networks, loss, *_: loss)
-    return train_diffusion(examples, TextToImageNetworks(unet, conditioner), Path("never written"))
+    return train_diffusion(examples, TextToImageNetworks(unet, conditioner), Path("never written"), batch=batch)
 
 
 def test_examples_are_the_latents_of_the_captioned_drawings(examples: Examples, vae: VAE) -> None:
@@ -233,9 +236,8 @@ class Witness(nn.Module):
 
 
 def test_a_tenth_of_the_captions_is_dropped_but_never_the_sizes(examples, new_conditioner, monkeypatch) -> None:
-    monkeypatch.setattr(diffusion, "BATCH", 100)
     witness = Witness()
-    loss = loss_of(witness, examples, new_conditioner(), monkeypatch)
+    loss = loss_of(witness, examples, new_conditioner(), monkeypatch, batch=100)
     for step in range(4):
         loss(step, seeded(step))
     _, times, context, vector = (torch.cat(column) for column in zip(*witness.seen, strict=True))
@@ -259,7 +261,7 @@ def test_a_short_run_learns_networks_and_towers(examples, new_conditioner, monke
         return average
 
     monkeypatch.setattr(diffusion, "train", measured)
-    networks = train_diffusion(examples, new_networks(new_conditioner()), tmp_path / "diffusion.pt", RECIPE)
+    networks = train_diffusion(examples, new_networks(new_conditioner()), tmp_path / "diffusion.pt", RECIPE, 8)
     before, after = losses
     assert before > 0.4 and after < 0.75 * before
     for trained, untrained in zip(networks.conditioner.towers, new_conditioner().towers, strict=True):
@@ -273,7 +275,7 @@ def weights(examples, new_conditioner, tmp_path) -> Callable[..., dict[str, Tens
 
     def run(name: str, recipe: Recipe = SHORT) -> dict[str, Tensor]:
         networks = new_networks(new_conditioner())
-        return train_diffusion(examples, networks, tmp_path / name, recipe).state_dict()
+        return train_diffusion(examples, networks, tmp_path / name, recipe, 8).state_dict()
 
     return run
 

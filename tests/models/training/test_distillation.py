@@ -149,8 +149,7 @@ class PerfectTeacher(UNet):
         return alpha * eps - sigma * -said
 
 
-def test_the_student_learns_to_draw_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "BATCH", 8)
+def test_the_student_learns_to_draw_in_one_step(tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = PerfectTeacher(UNetSpec.from_config(CONFIG))
     networks = Distillation(UNet(UNetSpec.from_config(CONFIG)), TEXT)
@@ -169,12 +168,11 @@ def test_the_student_learns_to_draw_in_one_step(tmp_path: Path, monkeypatch: pyt
 
     before = error(networks.student)
     course = Course(Recipe(steps=60, peak_lr=8e-3, final_lr=1e-3, warmup=5, ema=0.9), 1.0, 0.05)
-    made = distil(TwoPictures(), teacher, words, networks, tmp_path / "turbo.pt", course)  # type: ignore[arg-type]
+    made = distil(TwoPictures(), teacher, words, networks, tmp_path / "turbo.pt", course, 8)  # type: ignore[arg-type]
     assert error(made.student) < 0.3 * before
 
 
-def test_a_resumed_run_equals_the_uncut_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "BATCH", 4)
+def test_a_resumed_run_equals_the_uncut_one(tmp_path: Path) -> None:
     words: Any = Words()
 
     def run(path: Path, *steps: int) -> UNet:
@@ -183,7 +181,7 @@ def test_a_resumed_run_equals_the_uncut_one(tmp_path: Path, monkeypatch: pytest.
             teacher = UNet(UNetSpec.from_config(CONFIG))
             networks = Distillation(copy.deepcopy(teacher), TEXT)
             course = Course(Recipe(steps=count, peak_lr=1e-3, final_lr=1e-3, warmup=1, decay=0.0), 3.0, 0.05)
-            made = distil(TwoPictures(), teacher, words, networks, path, course)  # type: ignore[arg-type]
+            made = distil(TwoPictures(), teacher, words, networks, path, course, 4)  # type: ignore[arg-type]
         return made.student
 
     uncut, resumed, shorter = run(tmp_path / "a.pt", 4), run(tmp_path / "b.pt", 2, 4), run(tmp_path / "c.pt", 2)

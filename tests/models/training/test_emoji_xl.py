@@ -19,16 +19,18 @@ from models.families.row import advance
 from models.families.text_to_image import TextToImageModel, decode, generate, load, prepare, start_row
 from models.guidance import Guidance
 from models.plan import make_plan
-from models.spec.vae import VAESpec
-from models.training import autoencoder, diffusion, emoji_xl, text
+from models.spec.vae import TinyAutoencoderSpec, VAESpec
+from models.training import autoencoder, diffusion, emoji_xl, profile, text, tiny_autoencoder
 from models.training.artwork import Drawings
-from models.training.autoencoder import SPEC, on_white, split, train_autoencoder
+from models.training.autoencoder import SPEC, on_white, split
 from models.training.concepts import CAPTION_STYLES, CONCEPTS, by_slug
 from models.training.diffusion import UNET_CONFIG, Examples, TextToImageNetworks, train_diffusion
 from models.training.emoji_xl import SERVING, caption_corpus, new_conditioner, train_emoji_xl, vae_config
 from models.training.loop import Recipe
+from models.training.profile import Profile
+from models.training.tiny_autoencoder import train_tiny_autoencoder
 from models.vae import VAE
-from models.weights import load_vae
+from models.weights import load_tiny_decoder, load_vae
 
 FEW = by_slug(["red-heart", "fox", "pizza", "star"])
 HELD_OUT = {("star", "noto")}
@@ -42,6 +44,13 @@ TINY_VAE = VAESpec(
     norm_num_groups=1,
     scaling_factor=1.0,
     force_upcast=False,
+)
+TINY_DECODER = TinyAutoencoderSpec(
+    latent_channels=8,
+    encoder_block_out_channels=(8, 8, 8, 8),
+    decoder_block_out_channels=(8, 8, 8, 8),
+    num_encoder_blocks=(1, 1, 1, 1),
+    num_decoder_blocks=(1, 1, 1, 1),
 )
 TINY_UNET = {**UNET_CONFIG, "block_out_channels": [32, 32], "attention_head_dim": [2, 2]}
 PROMPT, OTHER_PROMPT = "a fox 3d", "pizza noto"
@@ -72,16 +81,19 @@ def small_world() -> Iterator[None]:
         patch.setattr(emoji_xl, "download", lambda _folder: None)
         patch.setattr(emoji_xl, "render", lambda _folder: discs())
         patch.setattr(emoji_xl, "FIRST_CONCEPTS", FEW[:2])
-        patch.setattr(emoji_xl, "CONCEPTS", FEW)
+        for module in (emoji_xl, profile):
+            patch.setattr(module, "CONCEPTS", FEW)
         patch.setattr(emoji_xl, "HELD_OUT", HELD_OUT)
         patch.setattr(emoji_xl, "SCENES", 5)
         patch.setattr(emoji_xl, "RECIPE", RECIPE)
         patch.setattr(emoji_xl, "SECOND_RECIPE", SECOND_RECIPE)
         patch.setattr(emoji_xl, "SPEC", TINY_VAE)
-        patch.setattr(emoji_xl, "train_autoencoder", partial(train_autoencoder, recipe=RECIPE, spec=TINY_VAE))
+        patch.setattr(emoji_xl, "train_tiny_autoencoder", partial(train_tiny_autoencoder, spec=TINY_DECODER))
         patch.setattr(emoji_xl, "UNET_CONFIG", TINY_UNET)
-        for module in (autoencoder, diffusion):
+        for module in (autoencoder, diffusion, tiny_autoencoder):
             patch.setattr(module, "BATCH", 4)
+        for module in (autoencoder, tiny_autoencoder):
+            patch.setattr(module, "RECIPE", RECIPE)
         patch.setattr(autoencoder, "HELD_OUT", 2)
         patch.setattr(text, "LAYERS", 2)
         yield
@@ -171,11 +183,13 @@ def test_the_average_of_the_towers_is_what_is_exported(work: Path, ours) -> None
 def test_the_second_stage_goes_on_from_the_average_of_the_first(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = []
 
-    def witness(examples: Examples, networks: TextToImageNetworks, checkpoint: Path, recipe: Recipe) -> object:
+    def witness(
+        examples: Examples, networks: TextToImageNetworks, checkpoint: Path, recipe: Recipe, batch: int
+    ) -> object:
         weights = {name: weight.clone() for name, weight in networks.state_dict().items()}
         learns = all(parameter.requires_grad for parameter in networks.parameters())
         stages.append((examples, weights, learns, recipe))
-        return train_diffusion(examples, networks, checkpoint, recipe)
+        return train_diffusion(examples, networks, checkpoint, recipe, batch)
 
     monkeypatch.setattr(emoji_xl, "train_diffusion", witness)
     train_emoji_xl(work, work / "again")
@@ -188,6 +202,29 @@ def test_the_second_stage_goes_on_from_the_average_of_the_first(work: Path, monk
     told = {(concept.slug, style) for concept, style in second.captioned}
     assert told == {(concept.slug, style) for concept in FEW for style in CAPTION_STYLES} - HELD_OUT
     assert len(second.scene_captions) == 5
+
+
+def test_a_larger_profile_takes_more_of_everything(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def witness(
+        examples: Examples, networks: TextToImageNetworks, _checkpoint: Path, recipe: Recipe, batch: int
+    ) -> TextToImageNetworks:
+        asked.append((len({style for _, style in examples.captioned}), recipe.steps, batch))
+        return networks
+
+    monkeypatch.setattr(emoji_xl, "train_diffusion", witness)
+    monkeypatch.setattr(profile, "CAPTION_STYLES", CAPTION_STYLES[:1])
+    train_emoji_xl(work, work / "larger", Profile(steps=1, batch=2))
+    train_emoji_xl(work, work / "larger", Profile(steps=1, batch=3, everything=True))
+    assert asked == [(1, 6, 8), (1, 6, 8), (3, 6, 12), (3, 6, 12)]
+
+
+def test_the_small_decoder_lies_beside_the_large_one(work: Path) -> None:
+    state = torch.load(work / "tiny-autoencoder.pt", weights_only=True)["average"]
+    tiny = load_tiny_decoder(work / "made" / "vae_tiny").state_dict()
+    assert {name: weight.half().float() for name, weight in state.items()}.keys() == tiny.keys()
+    assert all(torch.equal(state[name].half().float(), weight.float()) for name, weight in tiny.items())
 
 
 def test_a_run_that_was_cut_three_times_makes_the_same_folder(work: Path, tmp_path: Path) -> None:

@@ -28,12 +28,11 @@ def test_it_learns_and_diffusers_reads_it(tmp_path: Path, monkeypatch) -> None: 
     torch.manual_seed(0)
     vae = VAE(VAESpec(latent_channels=4, block_out_channels=(4, 4, 4, 8), layers_per_block=1, norm_num_groups=1)).eval()
     monkeypatch.setattr("models.training.autoencoder.HELD_OUT", 1)
-    monkeypatch.setattr("models.training.tiny_autoencoder.BATCH", 4)
     pictures = torch.from_numpy(drawings().on_background()).permute(0, 3, 1, 2) / 127.5 - 1.0
 
     def error(steps: int, name: str) -> tuple[float, torch.nn.Module]:
         recipe = Recipe(**{**RECIPE.__dict__, "steps": steps})
-        tiny = train_tiny_autoencoder(drawings(), vae, tmp_path / name, recipe, TINY).eval()
+        tiny = train_tiny_autoencoder(drawings(), vae, tmp_path / name, recipe, TINY, 4).eval()
         with torch.no_grad():
             return float((tiny.decode(vae.encode(pictures)) - pictures).abs().mean()), tiny
 

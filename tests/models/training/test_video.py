@@ -21,6 +21,7 @@ from models.training.video import (
     COLOUR_STD,
     SCHEDULER_CONFIG,
     UNET_CONFIG,
+    Stage,
     VideoNetworks,
     network_input,
     new_tower,
@@ -39,6 +40,7 @@ TINY = {
     "num_frames": 3,
 }
 RECIPE = Recipe(steps=8, peak_lr=3e-3, final_lr=1e-3, warmup=2, ema=0.5, save_every_s=-1.0)
+STAGE = Stage(RECIPE, (1.0, 1.6), 0.5)
 
 
 def clips(count: int = 4) -> Clips:
@@ -91,7 +93,7 @@ def test_the_loss_falls_and_a_cut_run_equals_the_uncut_one(networks: VideoNetwor
 
     def run(checkpoint: Path, steps: int) -> dict[str, torch.Tensor]:
         averaged = train_video(
-            clips(), networks.requires_grad_(True), checkpoint, replace(RECIPE, steps=steps), batch=4
+            clips(), networks.requires_grad_(True), checkpoint, replace(STAGE, recipe=replace(RECIPE, steps=steps)), 4
         )
         return {name: value.clone() for name, value in averaged.state_dict().items()}
 
