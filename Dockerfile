@@ -11,7 +11,8 @@ ENV DARKROOM_HOST=0.0.0.0 \
     DARKROOM_DATA=/data \
     PATH=/opt/darkroom/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    SVT_LOG=1
 RUN python -m venv /opt/darkroom \
     && useradd --system --uid 10001 --home-dir /data darkroom \
     && install --directory --owner=darkroom /data /artifacts
@@ -26,6 +27,8 @@ ENTRYPOINT ["darkroom"]
 CMD ["serve"]
 
 FROM base AS api
+# Without torch it can keep no worker.
+ENV DARKROOM_WORKERS=0
 COPY kernels kernels
 COPY models models
 COPY engines engines

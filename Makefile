@@ -21,6 +21,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS := pyproject.toml constraints.txt
+# A file's tests share what they set up, so they stay together. More processes than four would fill a laptop's memory.
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # Idle OpenMP threads sleep instead of spinning: two runtimes (torch, ONNX Runtime) share the cores.
 export OMP_WAIT_POLICY := passive
@@ -33,10 +35,10 @@ serve: $(VENV)/.engines
 	$(BIN)/darkroom serve $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+	@$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 test-all: $(VENV)/.test
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 aot: $(VENV)/.test
 	$(BIN)/python -m benchmarks.aot $(ARGS)

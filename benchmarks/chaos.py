@@ -6,37 +6,36 @@ acknowledged must end, once, with the pixels of an undisturbed run. See README.m
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
-import sqlite3
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 
+from benchmarks.faults import Faults
 from benchmarks.load import CONCEPTS, STYLES
 from benchmarks.report import RESULTS, ROOT, Target, console, facts, print_rows, print_targets, save
+from engines.cache import EngineCache
+from engines.prepare import build
 from service.jobs.job import JobState
-from service.jobs.sqlite import SQLiteStore
+from service.jobs.open import open_store
+from service.settings import ZOO
+from tests.service.jobs.redis_server import RedisServer
 from tests.support.server import ServerProcess
 
 Body = dict[str, Any]
 
 LEASE_S = 3.0
 FAULT_S = 1.5 * LEASE_S
-"""How long a fault lasts that ends: longer than a lease."""
-FULL_BYTES = 4096
-"""The size to which files can grow on the full disk: no picture has room, nor has a line of the store's log."""
 STUCK_S = 600.0  # a job that has not ended so long after the last fault never will
 EXPECTED = {"storage_failed"}
 """Reasons for which a job may fail here: a picture that cannot be stored is told to the client."""
@@ -50,7 +49,8 @@ class Log:
     """Of every acknowledged job, by id."""
     cancelled: set[str] = field(default_factory=set)
     disconnects: int = 0
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, float] = field(default_factory=dict)
+    """Seconds of each, in the order in which they came."""
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,37 @@ def distinct_bodies(rng: random.Random, count: int) -> list[Body]:
 
 def undisturbed(server: ServerProcess, bodies: Sequence[Body]) -> list[list[str]]:
     """Hashes of the pictures of each body."""
-    jobs = server.finished([server.submit(**body) for body in bodies], STUCK_S)  # the first run of all exports engines
+    jobs = server.finished([server.submit(**body) for body in bodies], STUCK_S)
     return [[result["content_sha256"] for result in job["results"]] for job in jobs]
 
 
 class Chaos:
-    """Load and faults on one server, which runs."""
+    """Load and faults on one server, which runs.
 
-    def __init__(self, server: ServerProcess, bodies: Sequence[Body], rng: random.Random) -> None:
+    Args:
+        server: with its worker.
+        store: URL of its job store.
+        bodies: the requests that are drawn from.
+        rng: of all draws.
+    """
+
+    def __init__(self, server: ServerProcess, store: str, bodies: Sequence[Body], rng: random.Random) -> None:
         self.server, self.bodies, self.log = server, bodies, Log()
-        self._load, self._faults = random.Random(rng.random()), random.Random(rng.random())
+        self._store = store
+        self._load, self._order = random.Random(rng.random()), random.Random(rng.random())
 
-    def run(self, count: int, kinds: Sequence[str]) -> None:
-        """Submit ``count`` jobs and let every fault of ``kinds`` happen once, in the order of the seed."""
-        order = list(kinds)
-        self._faults.shuffle(order)
+    def run(self, count: int, faults: Faults, kinds: Sequence[str] = ()) -> None:
+        """Submit ``count`` jobs and let every fault of ``kinds``, or every one there is, happen once, in the order of
+        the seed."""
+        order = list(kinds or faults.kinds)
+        self._order.shuffle(order)
         thread = threading.Thread(target=self._submit_all, args=(count,))
         thread.start()
         for i, kind in enumerate(order):
             self._until_ended(count * (i + 1) // (len(order) + 2))
-            getattr(self, f"_{kind}")()
-            self.log.faults.append(kind)
+            began = time.monotonic()
+            faults.kinds[kind]()
+            self.log.faults[kind] = round(time.monotonic() - began, 1)
         thread.join()
 
     def judge(self, expected: Sequence[list[str]]) -> Verdict:
@@ -183,7 +193,7 @@ class Chaos:
     def _more_completions(self) -> float:
         """Completions that were ever recorded, beyond the jobs that are completed."""
         counted = self.server.metric("darkroom_store_jobs_ended_total", outcome="completed")
-        with closing(SQLiteStore(self.server.data / "jobs.sqlite3")) as store:
+        with closing(open_store(self._store)) as store:
             return counted - sum(job.state is JobState.COMPLETED for job in store.list(1_000_000))
 
     def _until_ended(self, count: int) -> None:
@@ -194,49 +204,6 @@ class Chaos:
             if sum(job is not None and job.get("finished_at") is not None for job in jobs) >= count:
                 return
             time.sleep(0.5)
-
-    def _worker(self) -> int:
-        """The process id of a worker that is at work."""
-        self.server.until(self.server.ready, 120.0)
-        return self.server.worker.pid
-
-    def _kill_worker(self) -> None:
-        os.kill(self._worker(), signal.SIGKILL)
-
-    def _kill_server(self) -> None:
-        self.server.kill()
-        self.server.start()
-
-    def _end_server(self) -> None:
-        self.server.terminate()
-        self.server.start()
-
-    def _stop_worker(self) -> None:
-        """Longer than its leases; whoever took its jobs meanwhile keeps them."""
-        pid = self._worker()
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(FAULT_S)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-    def _fill_disk(self) -> None:
-        """No file of the worker can grow."""
-        pid = self._worker()
-        with suppress(ProcessLookupError):
-            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))
-            time.sleep(FAULT_S)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-
-    def _lock_database(self) -> None:
-        """Another process holds the store's write lock."""
-        with closing(sqlite3.connect(self.server.data / "jobs.sqlite3", isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            time.sleep(FAULT_S)
-            connection.execute("ROLLBACK")
-
-
-FAULTS = ("kill_worker", "kill_server", "end_server", "stop_worker", "fill_disk", "lock_database")
 
 
 def targets_of(verdict: Verdict) -> list[Target]:
@@ -255,30 +222,46 @@ def _name(body: Body) -> str:
     return repr(sorted(body.items()))
 
 
-def main(
-    seed: Annotated[int, typer.Option(help="Decides the requests, and the order of the faults.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Jobs to submit.", min=10)] = 200,
-    distinct: Annotated[int, typer.Option(help="Different requests among them.", min=8)] = 48,
-    out: Annotated[Path, typer.Option(help="JSON file.")] = RESULTS / "chaos.json",
-) -> None:
-    """Put a server with the shipped models under load and faults; exit status 1 when a promise is broken."""
+class Store(StrEnum):
+    """What the jobs are in."""
+
+    SQLITE = "sqlite"
+    REDIS = "redis"
+
+
+@contextmanager
+def opened(store: Store, folder: Path) -> Iterator[tuple[str, RedisServer | None]]:
+    """The store's URL, and its server where it has one: it has written what it acknowledges."""
+    if store is Store.SQLITE:
+        yield f"sqlite:///{folder / 'data' / 'jobs.sqlite3'}", None
+        return
+    redis = RedisServer(folder / "redis", "always")
+    try:
+        yield redis.url, redis
+    finally:
+        redis.kill()
+
+
+def measure(store: Store, seed: int, jobs: int, distinct: int) -> tuple[dict[str, Any], list[Target]]:
+    """One run on one store: what happened, and what was promised of it."""
     rng = random.Random(seed)
     bodies = distinct_bodies(rng, distinct)
     engines = ROOT / ".cache" / "benchmarks" / "engines"
-    engines.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="darkroom-chaos-") as folder:
-        settings = {"lease_s": str(LEASE_S), "max_queued": str(jobs)}
-        with ServerProcess(Path(folder) / "data", None, engines, **settings) as server:
-            expected, chaos, began = undisturbed(server, bodies), Chaos(server, bodies, rng), time.monotonic()
-            chaos.run(jobs, FAULTS)
+    for name in ("emoji-xl", "emoji-xl-turbo"):  # else they would be built while faults happen
+        build(ZOO / name, EngineCache(engines))
+    with tempfile.TemporaryDirectory(prefix="chaos-") as root, opened(store, folder := Path(root)) as (url, redis):
+        settings = {"store": url, "lease_s": str(LEASE_S), "max_queued": str(jobs)}
+        with ServerProcess(folder / "data", None, engines, "onnxruntime", True, **settings) as server:
+            expected, chaos, began = undisturbed(server, bodies), Chaos(server, url, bodies, rng), time.monotonic()
+            chaos.run(jobs, Faults(server, FAULT_S, redis))
             verdict = chaos.judge(expected)
             seconds = time.monotonic() - began
-    print_rows("Ended", ("state", "jobs"), sorted(verdict.states.items()))
-    print_rows("Failed", ("reason", "jobs"), sorted(verdict.reasons.items()))
-    console.print(f"{verdict.repeated} jobs were claimed again; {seconds:.0f} s")
+    print_rows(f"{store}: ended", ("state", "jobs"), sorted(verdict.states.items()))
+    print_rows(f"{store}: failed", ("reason", "jobs"), sorted(verdict.reasons.items()))
+    console.print(f"{verdict.repeated} jobs were claimed again; {seconds:.0f} s; faults, s: {chaos.log.faults}")
     targets = targets_of(verdict)
     print_targets(targets)
-    content = {
+    return {
         **facts(),
         "seed": seed,
         "jobs": len(chaos.log.bodies),
@@ -286,11 +269,25 @@ def main(
         "faults": chaos.log.faults,
         "disconnects": chaos.log.disconnects,
         **vars(verdict),
-        "seconds": seconds,
+        "seconds": round(seconds, 1),
         "targets": [target.to_json() for target in targets],
-    }
-    save(out, "chaos", content)
-    if not all(target.met for target in targets):
+    }, targets
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Decides the requests, and the order of the faults.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Jobs to submit on each store.", min=10)] = 200,
+    distinct: Annotated[int, typer.Option(help="Different requests among them.", min=8)] = 48,
+    store: Annotated[list[Store] | None, typer.Option(help="Where the jobs are; repeat. Both if not given.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file; its other stores stay.")] = RESULTS / "chaos.json",
+) -> None:
+    """Put a server with the shipped models under load and faults; exit status 1 when a promise is broken."""
+    broken = False
+    for each in store or list(Store):
+        content, targets = measure(each, seed, jobs, distinct)
+        save(out, each, content)
+        broken |= not all(target.met for target in targets)
+    if broken:
         raise typer.Exit(1)
 
 

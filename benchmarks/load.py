@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 import httpx
 
+from models.spec.model import ModelSpec
+
 STEPS = (4, 10, 20, 30)
 GUIDANCES = (1.0, 3.0)
 STYLES = ("3d", "noto", "twemoji")
@@ -31,6 +33,8 @@ TIMEOUT_S = 1800.0
 class Request:
     """One picture."""
 
+    model: str
+    """Its name; peers that have one model do not look at it."""
     prompt: str
     num_inference_steps: int
     guidance_scale: float
@@ -74,28 +78,34 @@ class Run:
         return [answer.fault for answer in self.answers if answer.fault]
 
 
-def make_requests(count: int, seed: int, scheduler: str) -> list[Request]:
-    """``count`` requests. Every pair of steps and guidance comes equally often, so that two lists are equal work; their
-    order, the prompts and the seeds are drawn."""
+def make_requests(count: int, seed: int, spec: ModelSpec) -> list[Request]:
+    """``count`` requests to a model. Every pair of steps and guidance comes equally often, so that two lists are equal
+    work; their order, the prompts and the seeds are drawn."""
     draw = random.Random(seed)
     kinds = [kind for _, kind in zip(range(count), itertools.cycle(_shuffled_kinds(draw)), strict=False)]
     draw.shuffle(kinds)
     return [
-        Request(
-            prompt=f"{draw.choice(CONCEPTS)}, {draw.choice(STYLES)}",
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            seed=draw.randrange(2**32),
-            scheduler=scheduler,
-        )
+        Request(spec.name, _prompt(draw), steps, guidance, draw.randrange(2**32), spec.solver)
         for steps, guidance in kinds
     ]
 
 
-def warm_up_requests(scheduler: str) -> list[Request]:
+def alike_requests(count: int, seed: int, spec: ModelSpec) -> list[Request]:
+    """``count`` requests to a model with its own number of steps and guidance."""
+    draw = random.Random(seed)
+    return [
+        Request(spec.name, _prompt(draw), spec.steps, spec.guidance, draw.randrange(2**32), spec.solver)
+        for _ in range(count)
+    ]
+
+
+def warm_up_requests(spec: ModelSpec) -> list[Request]:
     """A few requests of every kind, of prompts that no measured request has."""
     kinds = itertools.product((STEPS[0], STEPS[1]), GUIDANCES, range(2))
-    return [Request(f"warm-up {i}", steps, guidance, i, scheduler) for i, (steps, guidance, _) in enumerate(kinds)]
+    return [
+        Request(spec.name, f"warm-up {i}", steps, guidance, i, spec.solver)
+        for i, (steps, guidance, _) in enumerate(kinds)
+    ]
 
 
 def arrival_times(count: int, rate: float, seed: int) -> list[float]:
@@ -133,6 +143,10 @@ async def open_loop(client: httpx.AsyncClient, requests: Sequence[Request], time
 def open_client(url: str) -> httpx.AsyncClient:
     """A client that neither waits for a connection nor gives up on an answer, and asks no proxy."""
     return httpx.AsyncClient(base_url=url, limits=LIMITS, timeout=TIMEOUT_S, trust_env=False)
+
+
+def _prompt(draw: random.Random) -> str:
+    return f"{draw.choice(CONCEPTS)}, {draw.choice(STYLES)}"
 
 
 def _shuffled_kinds(draw: random.Random) -> list[tuple[int, float]]:

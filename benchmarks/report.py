@@ -21,6 +21,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "measurements.md"
 PACKAGES = ("torch", "onnxruntime", "diffusers", "transformers", "fastapi", "uvicorn", "httpx", "numpy")
 
 console = Console(width=None if os.isatty(1) else 140)
@@ -99,6 +100,21 @@ def save(path: Path, name: str, content: dict[str, Any]) -> None:
     part.write_text(json.dumps({**known, name: content}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
     console.print(f"{name}: written to {path}")
+
+
+def document(name: str, table: str, path: Path = DOCUMENT) -> None:
+    """Put ``table`` between the marks of ``name`` in a Markdown file.
+
+    Raises:
+        ValueError: the file has no such marks.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = path.read_text(encoding="utf-8")
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{path} lacks the marks {begin} and {end}")
+    path.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def finite(value: float) -> float | None:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -81,7 +82,7 @@ def cpu_between(before: Mapping[int, float], after: Mapping[int, float]) -> floa
 
 @contextmanager
 def start(name: str, setup: Setup) -> Iterator[Server]:
-    """The server ``name`` until the end of the block: ``lock``, or a back end of ours.
+    """The server ``name`` until the end of the block: one of ``PEERS``, or a back end of ours.
 
     Raises:
         RuntimeError: it did not start; the message ends with its log's last lines.
@@ -89,7 +90,7 @@ def start(name: str, setup: Setup) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="darkroom-benchmark-") as folder:
         data, port = Path(folder), _free_port()
         log = data / "server.log"
-        command, environment = (_lock if name == "lock" else _darkroom)(name, setup, data, port)
+        command, environment = PEERS.get(name, _darkroom)(name, setup, data, port)
         began = time.perf_counter()
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output)
@@ -101,27 +102,44 @@ def start(name: str, setup: Setup) -> Iterator[Server]:
             _stop(process)
 
 
-def _darkroom(backend: str, setup: Setup, data: Path, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
-    setup.engines.mkdir(parents=True, exist_ok=True)
-    (data / "engines").symlink_to(setup.engines.resolve(), target_is_directory=True)
-    shipped = setup.model.resolve().parent == ZOO
-    settings = Settings(
-        data=data,
-        port=port,
-        models=() if shipped else (setup.model.resolve(),),
-        backend="torch" if backend == "torch" else "onnxruntime",
-        threads=setup.threads,
-    )
+Command = tuple[Sequence[str], Mapping[str, str]]
+"""Arguments and environment of a process."""
+
+
+def _darkroom(backend: str, setup: Setup, data: Path, port: int) -> Command:
+    settings = _settings(setup, data, port, "torch" if backend == "torch" else "onnxruntime")
     return [sys.executable, "-m", "service.cli", "serve"], settings.child_environment()
 
 
-def _lock(_name: str, setup: Setup, _data: Path, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _closed(_name: str, setup: Setup, data: Path, port: int) -> Command:
+    settings = _settings(setup, data, port, "onnxruntime")
+    return [sys.executable, "-m", "benchmarks.peers.closed_server"], settings.child_environment()
+
+
+def _settings(setup: Setup, data: Path, port: int, backend: Literal["onnxruntime", "torch"]) -> Settings:
+    setup.engines.mkdir(parents=True, exist_ok=True)
+    (data / "engines").symlink_to(setup.engines.resolve(), target_is_directory=True)
+    shipped = setup.model.resolve().parent == ZOO
+    models = () if shipped else (setup.model.resolve(),)
+    # No engine may be built or taken up while something is measured.
+    return Settings(data=data, port=port, models=models, backend=backend, threads=setup.threads, engines="wait")
+
+
+def _diffusers(name: str, setup: Setup, _data: Path, port: int) -> Command:
     width, height = ModelSpec.read(setup.model).sizes[0]
     options = {"--model": setup.model.resolve(), "--port": port, "--threads": setup.threads}
-    command = [sys.executable, "-m", "benchmarks.peers.lock_server", "--size", str(width), str(height)]
+    command = [sys.executable, "-m", f"benchmarks.peers.{name}_server", "--size", str(width), str(height)]
     # The same OpenMP as ours: threads that sleep while they wait.
     openmp = {"OMP_NUM_THREADS": str(setup.threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     return [*command, *(str(word) for pair in options.items() for word in pair)], {**os.environ, **openmp}
+
+
+PEERS: Mapping[str, Callable[[str, Setup, Path, int], Command]] = {
+    "lock": _diffusers,
+    "litserve": _diffusers,
+    "closed": _closed,
+}
+"""Servers that ours is compared with; see the folder ``peers``."""
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], began: float, log: Path) -> float:

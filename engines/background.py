@@ -52,20 +52,32 @@ class Background(Generic[T]):
         self._process = context.Process(target=_run, args=(sender, work, arguments, memory_bytes), daemon=True)
         self._limit_s, self._began = limit_s, time.monotonic()
         self._done: Done[T] | None = None
-        self._process.start()
-        sender.close()  # else its end would not be seen here
+        # The arguments go through a pipe that the new process reads when it has imported what it needs.
+        self._starter = threading.Thread(target=self._start, args=(sender,), daemon=True, name="start of a build")
+        self._starter.start()
 
     def poll(self) -> Done[T] | None:
         """How it ended, or None while it runs. Never waits."""
-        if self._done is None:
+        if self._done is None and not self._starter.is_alive():
             self._done = self._look()
         return self._done
 
     def stop(self) -> None:
         """Kill it, if it still runs."""
+        self._starter.join()
+        if self._process.pid is None:  # it never began
+            return
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
+
+    def _start(self, sender: Connection) -> None:
+        try:
+            self._process.start()
+        except Exception as error:
+            self._done = Done(None, f"it cannot be begun: {type(error).__name__}: {error}", 0.0, 0)
+        finally:
+            sender.close()  # else the end of the process would not be seen here
 
     def _look(self) -> Done[T] | None:
         seconds = time.monotonic() - self._began

@@ -104,6 +104,18 @@ class EngineCache:
                 self.prune(self._max_bytes)
         return entry
 
+    def find(self, key: EngineKey) -> Path | None:
+        """The folder of ``key``'s entry, as :meth:`get_or_build` returns it; None where it is not there and whole."""
+        entry = self._root / key.digest
+        _touch(entry)
+        return entry if _is_intact(entry) else None
+
+    def discard(self, key: EngineKey) -> None:
+        """Remove ``key``'s entry, unless somebody builds it just now: it does not do what it was built for."""
+        entry = self._root / key.digest
+        if entry.exists():
+            _remove(entry)
+
     def entries(self) -> list[Entry]:
         """Every entry, the one least recently used first. Reads no engine."""
         found = []

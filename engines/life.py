@@ -1,13 +1,14 @@
-"""The life of one network's engine: torch serves at once, the engine takes over when it was built and accepted, and
-torch again when it fails. No threads, no clock: whoever owns it calls :meth:`EngineLife.look` now and then.
+"""The life of a model's engines: torch serves at once, engines take over when they were built and accepted, and torch
+again when one fails. No threads, no clock: whoever owns it calls :meth:`EngineLife.look` now and then.
 
-``network`` is what *new* rows take. Rows in flight keep the one that they began with, and finish under its numerics.
+What it says holds for rows that *begin*. Rows in flight keep the networks that they began with, and finish under their
+numerics.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,111 +19,214 @@ from numpy.typing import NDArray
 
 from engines.background import Done
 from engines.cache import EngineCache
+from engines.call import Output, outputs_of
 from engines.networks import networks_of
-from engines.precision import TOLERANCE, Precision
-from engines.prepare import build_graph
+from engines.precision import TOLERANCE
+from engines.prepare import build_graph, graph_key
 from engines.session import OnnxSession
-from engines.verdict import Network, Verdict, judge
+from engines.verdict import Network, Recorder, Verdict, judge
 
 logger = logging.getLogger(__name__)
 
 State = Literal["building", "engine", "rejected", "dropped"]
 """``building``: the engine is not there yet; ``rejected``: it was not built or not accepted; ``dropped``: it failed in
 service. Torch serves in all but ``engine``."""
+Samples = Mapping[str, list[tuple[NDArray[np.generic], ...]]]
+"""Inputs that occurred, by the network's name; none for one that was not called yet."""
+
+
+class EngineFailed(Exception):
+    """An engine did not do its work; the cause is chained. Torch does it for rows that begin from now on."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine that lies in the cache, and what came of its comparison with torch."""
+    """What came of one network's engine."""
 
-    path: Path
-    verdict: Verdict
+    path: Path | None
+    """Its file; None when it was not built or not accepted."""
+    fault: str = ""
+    """Why not."""
+    verdict: Verdict | None = None
+    """The comparison with torch on inputs that occurred; None where none was made."""
 
 
 class Build(Protocol):
     """A build under way; :class:`engines.background.Background`."""
 
-    def poll(self) -> Done[Built] | None: ...
+    def poll(self) -> Done[dict[str, Built]] | None: ...
+
+    def stop(self) -> None: ...
+
+
+Begin = Callable[[Sequence[str], Samples], Build]
+"""Begins to build the networks of these names, to be judged on these samples."""
+
+
+def blames_the_call(error: Exception) -> bool:
+    """Whether an error is the caller's: inputs that the network does not take."""
+    return isinstance(error, TypeError | ValueError)
 
 
 class EngineLife:
-    """One network, on torch or on its engine."""
+    """The engines of one model."""
 
-    def __init__(self, torch_network: Network, build: Build, open_engine: Callable[[Path], Network]) -> None:
+    def __init__(
+        self, built: Mapping[str, Built], missing: Sequence[str] = (), begin: Begin | None = None,
+        awaited: Sequence[str] = (), excused: Callable[[Exception], bool] = blames_the_call,
+    ) -> None:  # fmt: skip
         """
         Args:
-            torch_network: serves until the engine does.
-            build: of the engine, already begun.
-            open_engine: makes a session of the file that was built.
+            built: networks whose engine is there, or is known not to come.
+            missing: networks whose engine is to be built.
+            begin: builds them; None: they stay on torch.
+            awaited: those of ``missing`` that must have been called before, so that there are inputs to judge on.
+            excused: tells errors that say nothing against an engine that raises them.
         """
-        self._torch, self._build, self._open = torch_network, build, open_engine
-        self._engine: Network | None = None
-        self.state: State = "building"
-        self.reason = ""
-        """Why torch serves for good; empty otherwise."""
+        self._begin, self._awaited, self._excused = begin, tuple(awaited), excused
+        self._recorders: dict[str, list[Recorder]] = {}
+        self._build: Build | None = None
+        self._paths: dict[str, Path] = {}
+        self.states: dict[str, State] = dict.fromkeys(missing, "building") if begin is not None else {}
+        """By the network's name; one that is not here stays on torch and nothing is done about it."""
+        self.reasons: dict[str, str] = {}
+        """Why torch serves, of those rejected or dropped."""
+        self.verdicts: dict[str, Verdict] = {}
         self.build_s = 0.0
-        self.verdict: Verdict | None = None
+        for name, one in built.items():
+            self._take(name, one)
 
     @property
-    def network(self) -> Network:
-        """What a new row runs on."""
-        return self._torch if self._engine is None else self._engine
+    def paths(self) -> Mapping[str, Path]:
+        """The engines that a new row runs on, by the network's name."""
+        return dict(self._paths)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a build could begin now: there is something to build, and inputs to judge it on."""
+        pending = "building" in self.states.values() and self._build is None
+        return pending and all(self._samples(name) for name in self._awaited)
+
+    @property
+    def builds(self) -> bool:
+        """Whether a build is under way."""
+        return self._build is not None
+
+    def recorded(self, name: str, network: Network) -> Network:
+        """A network on torch, whose inputs are kept as long as they are of use to judge its engine on."""
+        if self.states.get(name) != "building" or self._build is not None:
+            return network
+        recorder = Recorder(network)
+        self._recorders.setdefault(name, []).append(recorder)
+        return recorder
+
+    def guarded(self, name: str, engine: Network) -> Network:
+        """An engine in service, which is dropped at the first sign that it does not do its work: an error that its
+        caller is not to blame for, or an output that holds no numbers.
+
+        Raises:
+            EngineFailed: by the call.
+        """
+
+        def call(*inputs: torch.Tensor) -> Output:
+            try:
+                result = engine(*inputs)
+            except Exception as error:
+                if self._excused(error):
+                    raise
+                self._fall(name, "dropped", f"{type(error).__name__}: {error}")
+                raise EngineFailed(f"the engine of {name} failed: {error}") from error
+            if not all(bool(output.isfinite().all()) for output in outputs_of(result)):
+                self._fall(name, "dropped", "its output holds what is no number")
+                raise EngineFailed(f"the output of the engine of {name} holds what is no number")
+            return result
+
+        return call
+
+    def begin(self) -> None:
+        """Begin the build, if it can begin now."""
+        if not self.waits or self._begin is None:
+            return
+        missing = [name for name, state in self.states.items() if state == "building"]
+        samples = {name: [tuple(t.numpy() for t in sample) for sample in self._samples(name)] for name in missing}
+        self._build = self._begin(missing, samples)
+        for recorder in (one for recorders in self._recorders.values() for one in recorders):
+            recorder.stop()
+        self._recorders.clear()
 
     def look(self) -> bool:
-        """Take the engine over once it is built and accepted; whether the state has changed."""
-        if self.state != "building" or (done := self._build.poll()) is None:
+        """Take over what was built and accepted; whether new rows run on anything else than before."""
+        if self._build is None or (done := self._build.poll()) is None:
             return False
-        self.build_s = done.seconds
-        if done.value is None:
-            self._fall("rejected", done.fault)
-            return True
-        self.verdict = done.value.verdict
-        if not self.verdict.accepted:
-            self._fall("rejected", self.verdict.reason)
-            return True
-        try:
-            self._engine = self._open(done.value.path)
-        except Exception as error:  # whatever a back end raises: torch goes on
-            self._fall("rejected", f"{type(error).__name__}: {error}")
-            return True
-        self.state = "engine"
-        logger.info("engine in service", extra={"path": str(done.value.path), "seconds": round(done.seconds, 1)})
-        return True
+        self._build, self.build_s = None, done.seconds
+        before = len(self._paths)
+        for name in [name for name, state in self.states.items() if state == "building"]:
+            self._take(name, Built(None, done.fault) if done.value is None else done.value[name])
+        return len(self._paths) > before
 
-    def fail(self, error: Exception) -> None:
-        """The engine raised while it served: it is dropped, new rows run on torch."""
-        self._engine = None
-        self._fall("dropped", f"{type(error).__name__}: {error}")
+    def stop(self) -> None:
+        """End a build that is under way."""
+        if self._build is not None:
+            self._build.stop()
 
-    def _fall(self, state: State, reason: str) -> None:
-        self.state, self.reason = state, reason
-        logger.warning("engine %s", state, extra={"reason": reason})
+    def _samples(self, name: str) -> list[tuple[torch.Tensor, ...]]:
+        return [sample for recorder in self._recorders.get(name, []) for sample in recorder.samples]
+
+    def _take(self, name: str, built: Built) -> None:
+        if built.verdict is not None:
+            self.verdicts[name] = built.verdict
+        if built.path is None:
+            self._fall(name, "rejected", built.fault)
+            return
+        self.states[name], self._paths[name] = "engine", built.path
+        logger.info("an engine is in service", extra={"network": name, "path": str(built.path)})
+
+    def _fall(self, name: str, state: State, reason: str) -> None:
+        self._paths.pop(name, None)
+        self.states[name], self.reasons[name] = state, reason
+        logger.warning("a network has no engine", extra={"network": name, "state": state, "reason": reason})
 
 
 def build_and_judge(
-    folder: Path, name: str, cache_root: Path, precision: Precision, samples: list[tuple[NDArray[np.generic], ...]],
-    limit_s: float,
-) -> Built:  # fmt: skip
-    """Work for :class:`engines.background.Background`: export one network of a model folder for ONNX Runtime, and
-    compare it with torch on real inputs.
+    folder: Path, names: Sequence[str], cache_root: Path, cache_bytes: int, samples: Samples, limit_s: float
+) -> dict[str, Built]:
+    """Work for :class:`engines.background.Background`: export networks of a model folder in fp32 for ONNX Runtime, and
+    compare each with torch on inputs that occurred. What is not accepted leaves the cache.
 
     Args:
         folder: the model's.
-        name: the network's, as in :func:`engines.networks.networks_of`.
+        names: the networks', as in :func:`engines.networks.networks_of`.
         cache_root: of the engine cache.
-        precision: of the graph.
-        samples: inputs that occurred.
-        limit_s: how long the engine may take for one of them.
+        cache_bytes: its limit; 0: none.
+        samples: inputs that occurred. A network without any has only its export's own comparison.
+        limit_s: how long an engine may take for one of them.
 
     Raises:
         ValueError: the folder has no such network, or a file is missing.
-        RuntimeError: the exported network does not compute what torch does.
     """
     torch.set_num_threads(1)
-    networks = networks_of(folder)
-    if name not in networks:
-        raise ValueError(f"network {name!r} is none of {folder.name}, which has {', '.join(networks)}")
-    path = build_graph(networks[name], EngineCache(cache_root), precision)
-    session = OnnxSession(path, threads=1)
-    tensors = [tuple(torch.from_numpy(array) for array in sample) for sample in samples]
-    return Built(path, judge(session, networks[name].load(), tensors, TOLERANCE[precision], limit_s, True))
+    networks, cache = networks_of(folder), EngineCache(cache_root, cache_bytes)
+    if unknown := [name for name in names if name not in networks]:
+        raise ValueError(f"network {unknown[0]!r} is none of {folder.name}, which has {', '.join(networks)}")
+
+    def one(name: str) -> Built:
+        network = networks[name]
+        try:
+            path = build_graph(network, cache)
+        except RuntimeError as error:
+            return Built(None, str(error))
+        tensors = [tuple(torch.from_numpy(array) for array in sample) for sample in samples.get(name, ())]
+        if not tensors:
+            return Built(path)
+        try:
+            engine = OnnxSession(path, threads=1)
+        except Exception as error:  # whatever the library raises
+            cache.discard(graph_key(network))
+            return Built(None, f"{type(error).__name__}: {error}")
+        verdict = judge(engine, network.load(), tensors, TOLERANCE["fp32"], limit_s, True)
+        if verdict.accepted:
+            return Built(path, verdict=verdict)
+        cache.discard(graph_key(network))
+        return Built(None, verdict.reason, verdict)
+
+    return {name: one(name) for name in names}

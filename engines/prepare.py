@@ -83,6 +83,17 @@ def build(model_folder: Path, cache: EngineCache, precision: Precision = "fp32")
     return {name: build_graph(network, cache, precision) for name, network in networks if not network.is_tower}
 
 
+def find(model_folder: Path, cache: EngineCache) -> dict[str, Path]:
+    """Those graphs of the model's denoisers and autoencoders in fp32 that the cache holds, by the network's name.
+
+    Raises:
+        ValueError: a file of the model is missing.
+    """
+    networks = [network for network in networks_of(model_folder).values() if not network.is_tower]
+    found = {network.name: cache.find(graph_key(network)) for network in networks}
+    return {name: entry / ONNX_FILE for name, entry in found.items() if entry is not None}
+
+
 def build_graph(network: Network, cache: EngineCache, precision: Precision = "fp32") -> Path:
     """The ONNX file of one network, exported first if the cache lacks it; errors as :func:`prepare`.
 

@@ -47,11 +47,8 @@ class OnnxSession:
         # A thread that spins while it waits takes the core from whoever has work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-        place = _processor() if device == "cpu" else torch.cuda.get_device_name()
-        self.numerics = f"onnxruntime-{onnxruntime.__version__}/{place}/{graph_digest(path)[:16]}/any"
-        """What the output's bytes depend on: the library, the processor's vector instructions (the library picks its
-        kernels by them) and the graph with its weights and their precision. ``any``: neither the other rows of the
-        batch, nor its size, nor the number of threads."""
+        self.numerics = graph_numerics(path, device)
+        """What the output's bytes depend on."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -86,6 +83,14 @@ class OnnxSession:
         self._session.run_with_iobinding(binding)
         if self._device.type == "cuda":
             binding.synchronize_outputs()
+
+
+def graph_numerics(path: Path, device: str = "cpu") -> str:
+    """What the bytes depend on that a session of this graph computes: the library, the processor's vector instructions
+    (the library picks its kernels by them) and the graph with its weights and their precision. ``any``: neither the
+    other rows of the batch, nor its size, nor the number of threads."""
+    place = _processor() if device == "cpu" else torch.cuda.get_device_name()
+    return f"onnxruntime-{onnxruntime.__version__}/{place}/{graph_digest(path)[:16]}/any"
 
 
 def _processor() -> str:

@@ -43,13 +43,19 @@ class Recorder:
     """A network that keeps copies of the inputs of its latest calls, as samples for a verdict."""
 
     def __init__(self, network: Network, keep: int = 4) -> None:
-        self._network = network
+        self._network, self._stopped = network, False
         self._kept: deque[Sample] = deque(maxlen=keep)
 
     def __call__(self, *inputs: Tensor) -> Output:
         """As the network."""
-        self._kept.append(tuple(tensor.clone() for tensor in inputs))
+        if not self._stopped:
+            self._kept.append(tuple(tensor.clone() for tensor in inputs))
         return self._network(*inputs)
+
+    def stop(self) -> None:
+        """Let go of what was kept, and keep no more."""
+        self._stopped = True
+        self._kept.clear()
 
     @property
     def samples(self) -> list[Sample]:

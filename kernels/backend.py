@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from kernels.language import HAS_TRITON, INTERPRETED
 from kernels.launch import architecture
-from kernels.tiles import TileTable
+from kernels.tiles import TileTable, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,29 @@ _selected: dict[str, str] = {}
 _chosen: set[tuple[str, str]] = set()
 
 
+def read_switches(text: str) -> dict[str, str]:
+    """Switches as they are written in a setting: ``attention=torch,geglu=triton``; empty: none.
+
+    Raises:
+        ValueError: not of that form, or an op or a backend that there is none of.
+    """
+    backends: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        op, equals, backend = part.partition("=")
+        if not equals:
+            raise ValueError(f"kernels: {part!r}, expected op=backend, separated by commas")
+        backends[op.strip()] = backend.strip()
+    _check(backends)
+    return backends
+
+
 def select(backends: Mapping[str, str]) -> None:
     """Set the switch of these ops, for the whole process; ops that are not named stay as they are.
 
     Raises:
         ValueError: an op or a backend that there is none of.
     """
-    for op, backend in backends.items():
-        if op not in OPS:
-            raise ValueError(f"kernel {op!r}: expected one of {', '.join(OPS)}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend of kernel {op}={backend!r}: expected one of {', '.join(BACKENDS)}")
+    _check(backends)
     _selected.update(backends)
 
 
@@ -63,6 +76,14 @@ def selected(backends: Mapping[str, str]) -> Iterator[None]:
 def chosen() -> tuple[tuple[str, str], ...]:
     """(op, ``triton`` or ``torch``) of every choice made so far for CUDA tensors, sorted."""
     return tuple(sorted(_chosen))
+
+
+def numerics() -> str:
+    """What decides the choices, and with them the bytes, of CUDA tensors on one GPU: Triton's version, the hash of what
+    was measured, and the switches that are set."""
+    triton = version("triton") if HAS_TRITON else "none"
+    switches = ",".join(f"{op}={backend}" for op, backend in sorted(_selected.items()) if backend != "auto")
+    return f"triton-{triton}/{fingerprint()}/{switches}"
 
 
 def may_run(tensor: Tensor) -> bool:
@@ -114,6 +135,14 @@ def _obstacle(inputs: tuple[Tensor | None, ...]) -> str:
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         return "gradients are needed"
     return "" if architecture(first.device) is not None else f"no tiles were chosen for {first.device}"
+
+
+def _check(backends: Mapping[str, str]) -> None:
+    for op, backend in backends.items():
+        if op not in OPS:
+            raise ValueError(f"kernel {op!r}: expected one of {', '.join(OPS)}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend of kernel {op}={backend!r}: expected one of {', '.join(BACKENDS)}")
 
 
 def _note_once(op: str, backend: str, obstacle: str) -> None:

@@ -50,13 +50,18 @@ def blank_network(config: Config) -> nn.Module:
     """The network of a published config, on the meta device.
 
     Raises:
-        ValueError: the config is of none of the networks that are served here.
+        ValueError: the config is of none of the networks that are served here, or makes no sense.
     """
     named = config.get("_class_name") or (config.get("architectures") or [None])[0]
     if named not in _MAKE:
         raise ValueError(f"a network of class {named!r} is not served; known: {', '.join(_MAKE)}")
-    with torch.device("meta"):
-        return _MAKE[named](dict(config))
+    try:
+        with torch.device("meta"):
+            return _MAKE[named](dict(config))
+    except ValueError:
+        raise
+    except Exception as error:  # the library has errors of its own for what a config may hold
+        raise ValueError(f"config of a {named} makes no sense: {error}") from error
 
 
 def namings(network: nn.Module) -> Namings:

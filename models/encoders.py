@@ -29,9 +29,11 @@ E = TypeVar("E", CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWith
 T = TypeVar("T", CLIPTokenizer, T5Tokenizer)
 
 
-def load_encoder(cls: type[E], folder: Path, dtype: torch.dtype = torch.float32) -> E:
-    """The encoder of a folder such as ``text_encoder`` in ``dtype``, for inference; its weights from there, or from the
-    single file that lies in the folder above.
+def load_encoder(
+    cls: type[E], folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> E:
+    """The encoder of a folder such as ``text_encoder`` in ``dtype`` and on ``device``, for inference; its weights from
+    there, or from the single file that lies in the folder above.
 
     Raises:
         ValueError: a file is missing or damaged, or keys or shapes do not match its config to the letter.
@@ -46,7 +48,9 @@ def load_encoder(cls: type[E], folder: Path, dtype: torch.dtype = torch.float32)
         raise ValueError(f"{path} makes no sense: {error}") from error
     state = dict(find_stored(folder, network, encoder_namings(network)).read())
     disable_progress_bar()  # a bar for every encoder would fill the worker's log
-    return cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval().requires_grad_(False)
+    encoder = cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    cast(Any, encoder).to(device)
+    return encoder.eval().requires_grad_(False)
 
 
 def read_tokenizer(cls: type[T], folder: Path) -> T:

@@ -47,11 +47,11 @@ def clean_estimate(before: Moment, row: Row) -> Tensor:
     line, x = before.line, row.state[0]
     if not line.b[0]:
         return x
-    rest = torch.einsum("k,k...->...", torch.tensor(line.a[0], dtype=x.dtype), before.state)
+    rest = torch.einsum("k,k...->...", torch.tensor(line.a[0], dtype=x.dtype).to(x.device), before.state)
     if line.s:
         generator = torch.Generator()
         generator.set_state(before.noise)
-        rest = rest + line.s * torch.randn((1, *x.shape), generator=generator)[0]
+        rest = rest + line.s * torch.randn((1, *x.shape), generator=generator)[0].to(x.device)
     estimate = (x - rest) / line.b[0]
     return estimate if row.keep is None else row.keep.blend(estimate, 1.0, 0.0)
 

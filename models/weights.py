@@ -22,6 +22,7 @@ from models.checkpoints.single_file import VAE as FIRST_STAGE
 from models.checkpoints.source import Naming, Source, below, own_names
 from models.checkpoints.stored import Namings, find_stored
 from models.checkpoints.stored import weight_files as weight_files
+from models.layout import channels_last
 from models.mmdit import MMDiT
 from models.spec.config import reading
 from models.spec.mmdit import read_mmdit_spec
@@ -47,7 +48,7 @@ _ATTENTION_KEY = re.compile(rf"(.+\.attentions\.\d+)\.({'|'.join(_PRESENT_ATTENT
 
 def load_unet(folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNet:
     """The network of ``folder/unet`` in ``dtype``, in evaluation mode; its weights from there, or from the single file
-    that lies in ``folder``.
+    that lies in ``folder``. On a GPU they lie as :func:`models.layout.channels_last` puts them.
 
     Raises:
         ValueError: a file is missing or damaged, or keys or shapes do not match its config to the letter.
@@ -119,6 +120,8 @@ def _loaded(make: Callable[[], N], folder: Path, dtype: torch.dtype, device: Dev
     stored = find_stored(folder, network, network_namings(network))
     state = {name: tensor.to(device, dtype) for name, tensor in stored.read()}
     network.load_state_dict(state, assign=True)
+    if torch.device(device).type != "cpu":
+        channels_last(network)
     network.eval().requires_grad_(False)
     return network
 

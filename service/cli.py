@@ -26,7 +26,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     data: DataOption = None,
 ) -> None:
-    """Serve the API, with one worker that is kept alive."""
+    """Serve the API, with a worker that is kept alive; with DARKROOM_WORKERS=0 workers are started by themselves."""
     from service.api.serve import serve as run_server
     from service.errors import Unavailable
     from service.logs import configure_logging

@@ -25,7 +25,7 @@ def run_job(
         body: of ``POST /v1/jobs``.
         on_progress: called with state, step and number of steps (None while unknown) on every look.
     """
-    job = _json(client.post("/v1/jobs", json=body))
+    job = read_answer(client.post("/v1/jobs", json=body))
     address = f"/v1/jobs/{job['id']}"
     try:
         while job["state"] in ("queued", "running"):
@@ -34,7 +34,7 @@ def run_job(
             time.sleep(POLL_S)
             answer = client.get(address)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # the job outlives a store that is away
-                job = _json(answer)
+                job = read_answer(answer)
     except BaseException:
         client.delete(address)
         raise
@@ -45,11 +45,16 @@ def run_job(
         raise ServerError(f"job {job['id']} {job['state']}{why}")
     picture = client.get(job["results"][0]["url"])
     if picture.is_error:
-        _json(picture)
+        read_answer(picture)
     return job, picture.content
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def read_answer(response: httpx.Response) -> dict[str, Any]:
+    """The object that the server answered with.
+
+    Raises:
+        ServerError: it answered with an error, or with something else.
+    """
     try:
         content = response.json()
     except ValueError:

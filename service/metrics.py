@@ -47,9 +47,14 @@ def _jobs_total(registry: CollectorRegistry) -> Counter:
 
 
 class ApiMetrics:
-    """What the API process counts."""
+    """What the API process counts.
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    Args:
+        registry: where the metrics are kept; None: in one of its own.
+        keeps_worker: whether it tells of a supervised worker. A server without one has not lost it.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, keeps_worker: bool = True) -> None:
         self.registry = registry = registry or CollectorRegistry()
         ProcessCollector(namespace="darkroom_api", registry=registry)
         self.requests = Counter(
@@ -79,9 +84,10 @@ class ApiMetrics:
             "Jobs taken back from a worker that died or fell silent: queued again, or failed after the last attempt",
             registry=registry,
         )
-        self.worker_up = Gauge("darkroom_worker_up", "Whether the supervised worker is alive", registry=registry)
+        supervisor = registry if keeps_worker else None
+        self.worker_up = Gauge("darkroom_worker_up", "Whether the supervised worker is alive", registry=supervisor)
         self.worker_restarts = Counter(
-            "darkroom_worker_restarts_total", "Worker processes started after another had died", registry=registry
+            "darkroom_worker_restarts_total", "Worker processes started after another had died", registry=supervisor
         )
         self.deleted = Counter(
             "darkroom_deleted_total", "What retention deleted: jobs and artifacts", ["what"], registry=registry
@@ -142,6 +148,7 @@ class WorkerMetrics:
         )
         self._add_scheduling(registry)
         self._add_recovery(registry)
+        self._add_engines(registry)
 
     def _add_scheduling(self, registry: CollectorRegistry) -> None:
         self.cost_ratio = Histogram(
@@ -165,8 +172,14 @@ class WorkerMetrics:
         self.previews = Counter("darkroom_previews_total", "Previews that were shown", registry=registry)
         self.device_memory_bytes = Gauge(
             "darkroom_device_memory_bytes",
-            "Memory of the accelerator: allocated now, and the most since the start",
+            "Memory of the GPU: allocated now, the most since the start (peak), reserved by the allocator, whole",
             ["kind"],
+            registry=registry,
+        )
+        self.kernels = Gauge(
+            "darkroom_kernels",
+            "Which implementations of an op have run on the GPU: 1 for triton, for torch, or for both",
+            ["op", "implementation"],
             registry=registry,
         )
 
@@ -174,6 +187,7 @@ class WorkerMetrics:
         self.checkpoints = Counter(
             "darkroom_checkpoints_total", "Checkpoints by outcome: written or failed", ["outcome"], registry=registry
         )
+        _begin_at_zero(self.checkpoints, ("written", "failed"))
         self.checkpoint_seconds = Histogram(
             "darkroom_checkpoint_seconds",
             "Processor time of one checkpoint, beside the loop and on it",
@@ -189,9 +203,30 @@ class WorkerMetrics:
             "darkroom_out_of_memory_total", "Batches for which the memory was too small", ["stage"], registry=registry
         )
 
+    def _add_engines(self, registry: CollectorRegistry) -> None:
+        self.engines = Gauge(
+            "darkroom_engines",
+            "Networks by what has become of their engine: building, engine (it serves), rejected or dropped",
+            ["state"],
+            registry=registry,
+        )
+        self.engine_fallbacks = Counter(
+            "darkroom_engine_fallbacks_total",
+            "Engines that torch serves for: rejected before they served, or dropped because they failed in service",
+            ["reason"],
+            registry=registry,
+        )
+        _begin_at_zero(self.engine_fallbacks, ("rejected", "dropped"))
+
     def write(self, path: Path) -> None:
         """Leave the exposition for the API, replacing the file at once. Call it about once a second."""
         write_to_textfile(str(path), self.registry)
+
+
+def _begin_at_zero(counter: Counter, values: Iterable[str]) -> None:
+    """Show these values of a counter's one label before they occur: Prometheus sees no increase in a first sample."""
+    for value in values:
+        counter.labels(value)
 
 
 class _Queue(Collector):

@@ -60,15 +60,39 @@ class Settings(BaseSettings):
     """SHA-256 of every API key, in hex, separated by commas; without any, everybody may use ``/v1``."""
     max_upload_bytes: int = Field(default=32 * 2**20, ge=2**20)
     """A request with pictures may have so many; any other has a megabyte."""
+    workers: int = Field(default=1, ge=0, le=1)
+    """Workers that a server keeps. 0: it serves the API alone, without torch, and its workers are started elsewhere."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where networks run: ``cpu``, ``cuda`` or ``cuda:N``; ``auto``: the first GPU that torch sees, else the
+    processor."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Of networks on torch; ``auto``: bf16 on a GPU, or fp16 on one that has no bf16, and fp32 on the processor."""
+    kernels: str = ""
+    """Which implementation ops run on a GPU, ``attention=torch,geglu=triton``; ops that are not named run the one that
+    was measured to be faster."""
+    graphs: bool = True
+    """Whether steps on a GPU are captured as CUDA graphs and replayed."""
     backend: Literal["onnxruntime", "torch"] = "onnxruntime"
+    """What runs networks in fp32 on the processor. On a GPU, and in other precisions, that is torch."""
+    engines: Literal["auto", "wait", "background", "cached"] = "auto"
+    """When engines are made that the cache lacks. ``wait``: a model is not ready before; ``background``: torch serves
+    until they are built and were found to be right; ``cached``: never here, only by ``darkroom engines build``;
+    ``auto``: shipped models that draw from text wait, others do not."""
+    engines_bytes: int = Field(default=0, ge=0)
+    """What compiled engines may take on disk: those that were used longest ago are deleted; 0: no limit."""
     memory_bytes: int = Field(default=0, ge=0)
     """What the weights of all networks in memory may take together: when another one is needed, those that were used
-    longest ago make room; 0: no limit."""
+    longest ago make room; 0: seven tenths of the machine's memory, or on a GPU of what is free at the start."""
+    host_bytes: int | None = Field(default=None, ge=0)
+    """What networks that had to leave a GPU may take of the machine's memory, from where they come back fast; not set:
+    half of what is free at the start."""
     threads: int = Field(default_factory=_half_the_cores, ge=1)
     """Threads that one operation of the worker may use. Half the cores: the other half serves requests, encodes
     pictures, and is usually the second hyper-thread of a core that arithmetic already fills."""
     max_queued: int = Field(default=256, ge=1)
     """Jobs that may wait; one more is answered 429."""
+    metadata: bool = True
+    """Whether files say what made them: model, prompt, seed and the rest of their request."""
     sync_timeout_s: float = Field(default=300.0, gt=0)
     """How long a synchronous request waits for its picture before it is told the job's address instead."""
     lease_s: float = Field(default=30.0, gt=0)
@@ -150,7 +174,8 @@ class Settings(BaseSettings):
         own = {f"DARKROOM_{name.upper()}": str(value) for name, value in values.items() if value is not None}
         # OpenMP threads that spin between operations steal the core from the API and from the encoder of pictures.
         openmp = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-        return {**os.environ, **own, **openmp}
+        quiet = {"SVT_LOG": "1"}  # the encoder of AV1 else writes lines of its own between those of the log
+        return {**os.environ, **own, **openmp, **quiet}
 
 
 def installed_models(settings: Settings) -> dict[str, ModelSpec]:
@@ -169,7 +194,11 @@ def installed_models(settings: Settings) -> dict[str, ModelSpec]:
             if name in found:
                 raise ValueError(f"two models are named {name!r}: {found[name].folder} and {spec.folder}")
             found[name] = spec
-    return dict(sorted(found.items(), key=lambda model: model[1].system.task != "text-to-image"))
+
+    def place(model: tuple[str, ModelSpec]) -> tuple[bool, bool]:
+        return model[1].system.task != "text-to-image", bool(model[1].needs)
+
+    return dict(sorted(found.items(), key=place))
 
 
 def installed_adapters(settings: Settings) -> dict[str, Path]:

@@ -142,12 +142,16 @@ def test_compose_file_fits_the_image() -> None:
         arguments = {value.partition("=")[0] for name, value in image.steps if name == "ARG"}
         assert set(service["build"].get("args", ())) <= arguments
         assert any("/health/ready" in word for word in service["healthcheck"]["test"])
-        assert service["image"] == f"darkroom:{version}" + ("-cuda" if image.name == "worker" else "")
+        assert service["image"] == f"darkroom:{version}" + {"api": "-api", "worker": "-cuda"}.get(image.name, "")
         assert service["read_only"] and service["cap_drop"] == ["ALL"]
-    server = OURS["darkroom"]
+    server = OURS["api"]
     image = STAGES[server["build"]["target"]]
     assert server["ports"] == [f"127.0.0.1:{image.last('EXPOSE')}:{image.last('EXPOSE')}"]
-    assert f"data:{image.last('VOLUME')}" in server["volumes"]
+    assert image.name == "api" and assignments(image.last("ENV"))["DARKROOM_WORKERS"] == "0", "it has no torch"
+    assert {service["build"]["target"] for service in OURS.values() if "worker" in service["command"]} == {
+        "worker",
+        "worker-cpu",
+    }
 
 
 def test_compose_services_share_jobs_and_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +182,9 @@ def test_prometheus_scrapes_the_service() -> None:
     server, workers = config["scrape_configs"]
     assert server["metrics_path"] == workers["metrics_path"] == "/metrics"
     (target,) = server["static_configs"][0]["targets"]
-    assert target == f"darkroom:{STAGES['worker-cpu'].last('EXPOSE')}"
+    assert target == f"api:{STAGES['api'].last('EXPOSE')}"
     (found,) = workers["dns_sd_configs"]
-    assert ["darkroom", *found["names"]] == list(OURS)
+    assert ["api", *found["names"]] == list(OURS)
     for name in found["names"]:
         assert OURS[name]["command"] == ["worker", "--metrics-port", str(found["port"])]
 

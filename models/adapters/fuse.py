@@ -99,6 +99,10 @@ class Fusible:
             self._put(name, weight)
         self._changed, self.identity = frozenset(changes), adapters_id(ordered)
 
+    def check(self, adapters: Sequence[Weighted]) -> None:
+        """Raise ValueError when an adapter does not fit this network, which may be on the meta device."""
+        self._changes(adapters)
+
     def _changes(self, adapters: Sequence[Weighted]) -> dict[str, list[_Change]]:
         """What happens to each parameter. Everything that can be wrong with an adapter is found here."""
         changes: dict[str, list[_Change]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,22 @@ def weight_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder.parent} holds several single files, {', '.join(p.name for p in singles)}; keep one")
     wanted = f"{STEMS[0]}.safetensors" if folder.name not in _ENCODERS else f"{STEMS[1]}.safetensors"
     raise ValueError(f"{folder} holds neither {wanted} nor its fp16 variant, and no single file lies beside it")
+
+
+def stored_numbers(folder: Path) -> int:
+    """How many numbers are stored for the network of a folder, by the headers of its files.
+
+    Raises:
+        ValueError: there are no weights, or a file is not what its name says.
+    """
+    files = [open_tensors(path) for path in weight_files(folder)]
+    entries = {name: entry for file in files for name, entry in file.entries.items()}
+    if files[0].path.parent != folder:
+        layout = detect(entries.keys())
+        if folder.name not in layout.scopes:
+            raise ValueError(f"{files[0].path} is of layout {layout.name!r}, which has no {folder.name}")
+        entries = {name: entries[name] for name in layout.part_keys(folder.name, entries)}
+    return sum(math.prod(entry.shape) for entry in entries.values())
 
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")

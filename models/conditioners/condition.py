@@ -19,6 +19,11 @@ class Condition:
     concat: Tensor | None = None
     """[C', h, w] or [T, C', h, w] fp32: channels put behind the noisy latent of this lane; None for none."""
 
+    def to(self, device: torch.device) -> Condition:
+        """The same condition on ``device``."""
+        concat = None if self.concat is None else self.concat.to(device)
+        return Condition(self.context.to(device), self.vector.to(device), concat)
+
     def with_concat(self, concat: Tensor) -> Condition:
         """The same condition with these channels behind the noisy latent.
 

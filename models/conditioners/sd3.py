@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
 from models.conditioners.condition import Condition
@@ -31,7 +31,7 @@ class T5Tower:
         self.network = network
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> T5Tower:
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> T5Tower:
         """Read ``text_encoder_3`` and ``tokenizer_3`` of a diffusers folder.
 
         Raises:
@@ -39,7 +39,7 @@ class T5Tower:
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of T5 is {dtype}, expected torch.float32 or torch.bfloat16")
-        network = load_encoder(T5EncoderModel, folder / "text_encoder_3", dtype)
+        network = load_encoder(T5EncoderModel, folder / "text_encoder_3", dtype, device)
         return cls(read_tokenizer(T5Tokenizer, folder / "tokenizer_3"), network)
 
     def encode(self, text: str, tokens: int) -> Tensor:
@@ -87,6 +87,7 @@ class SD3Conditioner:
         t5: T5Use | None = None,
         dtype: torch.dtype = torch.float32,
         t5_dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> SD3Conditioner:
         """Read the text encoders of a diffusers folder.
 
@@ -96,6 +97,7 @@ class SD3Conditioner:
                 alone.
             dtype: of the CLIP towers.
             t5_dtype: fp32 or bf16.
+            device: of all of them.
 
         Raises:
             ValueError: the folder has no T5 to encode with, or ``t5_dtype`` is not one of the two.
@@ -105,14 +107,19 @@ class SD3Conditioner:
         first, second = (
             TextTower(
                 load_tokenizer(folder / f"tokenizer{n}"),
-                load_projected_tower(folder / f"text_encoder{n}", dtype),
+                load_projected_tower(folder / f"text_encoder{n}", dtype, device),
                 penultimate=True,
             )
             for n in ("", "_2")
         )
-        third = T5Tower.load(folder, t5_dtype) if has_t5 and use == "encode" else None
+        third = T5Tower.load(folder, t5_dtype, device) if has_t5 and use == "encode" else None
         width = int(read_json(folder / "transformer" / "config.json")["joint_attention_dim"])
         return cls((first, second), third, width, use)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Of the CLIP towers, and T5's where it is used."""
+        return (*self.text.networks, *([] if self.t5 is None else [self.t5.network]))
 
     @torch.inference_mode()
     def encode(self, prompt: str, width: int, height: int, t5_tokens: int = T5_TOKENS, chunks: int = 1) -> Condition:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.blocks import fourier_features
@@ -49,7 +49,12 @@ class SDXLConditioner:
 
     @classmethod
     def load(
-        cls, folder: Path, unet: UNetSpec, zeros_for_empty: bool = True, dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        unet: UNetSpec,
+        zeros_for_empty: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> SDXLConditioner:
         """Read ``text_encoder``, ``text_encoder_2`` and their tokenizers from a diffusers folder.
 
@@ -58,8 +63,8 @@ class SDXLConditioner:
         """
         tokenizers = (load_tokenizer(folder / "tokenizer"), load_tokenizer(folder / "tokenizer_2"))
         towers = (
-            load_tower(folder / "text_encoder", dtype),
-            load_projected_tower(folder / "text_encoder_2", dtype),
+            load_tower(folder / "text_encoder", dtype, device),
+            load_projected_tower(folder / "text_encoder_2", dtype, device),
         )
         _check_vector(unet, towers[1], SIZES)
         return cls(tokenizers, towers, unet.time_id_dim, zeros_for_empty)
@@ -73,6 +78,11 @@ class SDXLConditioner:
     def towers(self) -> tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]:
         """The first network and the second, which has the projection."""
         return tuple(tower.network for tower in self.text.towers)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Of both towers."""
+        return self.text.networks
 
     @torch.inference_mode()
     def encode(self, prompt: str, width: int, height: int, framing: Framing = UNCROPPED, chunks: int = 1) -> Condition:
@@ -128,15 +138,22 @@ class SDXLRefinerConditioner:
         self.time_id_dim = time_id_dim
 
     @classmethod
-    def load(cls, folder: Path, unet: UNetSpec, dtype: torch.dtype = torch.float32) -> SDXLRefinerConditioner:
+    def load(
+        cls, folder: Path, unet: UNetSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> SDXLRefinerConditioner:
         """Read ``text_encoder_2`` and ``tokenizer_2`` of a diffusers folder.
 
         Raises:
             ValueError: the UNet takes a vector of another length.
         """
-        network = load_projected_tower(folder / "text_encoder_2", dtype)
+        network = load_projected_tower(folder / "text_encoder_2", dtype, device)
         _check_vector(unet, network, REFINER_SIZES)
         return cls(TextTower(load_tokenizer(folder / "tokenizer_2"), network, penultimate=True), unet.time_id_dim)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The tower's."""
+        return self.text.networks
 
     @torch.inference_mode()
     def encode(

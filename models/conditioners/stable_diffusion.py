@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.conditioners.condition import Condition
 from models.conditioners.text import SideBySide, TextTower, load_tokenizer, load_tower
@@ -18,10 +19,17 @@ class StableDiffusionConditioner:
         self.text = SideBySide([tower])
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionConditioner:
+    def load(
+        cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> StableDiffusionConditioner:
         """Read ``text_encoder`` and ``tokenizer`` of a diffusers folder."""
-        tokenizer, network = load_tokenizer(folder / "tokenizer"), load_tower(folder / "text_encoder", dtype)
+        tokenizer, network = load_tokenizer(folder / "tokenizer"), load_tower(folder / "text_encoder", dtype, device)
         return cls(TextTower(tokenizer, network, penultimate=False))
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The tower's."""
+        return self.text.networks
 
     @torch.inference_mode()
     def encode(self, prompt: str, width: int, height: int, chunks: int = 1) -> Condition:

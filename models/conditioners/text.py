@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.conditioners.prompt import Chunk, ChunkFormat, split_into_chunks
@@ -97,6 +97,11 @@ class SideBySide:
         if len(lengths := {tower.length for tower in self.towers}) > 1:
             raise ValueError(f"tokenizers have model_max_length {sorted(lengths)}, expected one for all text encoders")
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Of the towers, in their order."""
+        return tuple(tower.network for tower in self.towers)
+
     def count(self, prompt: str) -> int:
         """Chunks that the prompt takes: of the tower that needs most."""
         return max(len(tower.chunks(prompt)) for tower in self.towers)
@@ -130,11 +135,13 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     return read_tokenizer(CLIPTokenizer, folder)
 
 
-def load_tower(folder: Path, dtype: torch.dtype) -> CLIPTextModel:
+def load_tower(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> CLIPTextModel:
     """The tower without a projection in a folder such as ``text_encoder``, for inference."""
-    return load_encoder(CLIPTextModel, folder, dtype)
+    return load_encoder(CLIPTextModel, folder, dtype, device)
 
 
-def load_projected_tower(folder: Path, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+def load_projected_tower(
+    folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> CLIPTextModelWithProjection:
     """The tower with a projection in a folder such as ``text_encoder_2``, for inference."""
-    return load_encoder(CLIPTextModelWithProjection, folder, dtype)
+    return load_encoder(CLIPTextModelWithProjection, folder, dtype, device)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from models.blocks import fourier_features
@@ -42,13 +42,24 @@ class SVDConditioner:
         self.time_id_dim = time_id_dim
 
     @classmethod
-    def load(cls, folder: Path, time_id_dim: int, dtype: torch.dtype = torch.float32) -> SVDConditioner:
+    def load(
+        cls,
+        folder: Path,
+        time_id_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> SVDConditioner:
         """Read ``image_encoder`` and ``feature_extractor`` of a diffusers folder."""
-        tower = load_encoder(CLIPVisionModelWithProjection, folder / "image_encoder", dtype)
+        tower = load_encoder(CLIPVisionModelWithProjection, folder / "image_encoder", dtype, device)
         path = folder / "feature_extractor" / "preprocessor_config.json"
         with reading(path):
             colours = read_json(path)
             return cls(tower, colours["image_mean"], colours["image_std"], time_id_dim)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The vision tower."""
+        return (self.tower,)
 
     @torch.inference_mode()
     def encode(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.conditioners.video import SVDConditioner
 from models.families.row import Denoiser, Row, advance, start
-from models.families.text_to_image import moments_of, to_uint8
+from models.families.text_to_image import CPU, moments_of, to_uint8
 from models.guidance import Guidance
 from models.plan import Plan, make_plan
 from models.schedule import Schedule
@@ -54,6 +54,8 @@ class ImageToVideoModel:
     encoder: Encoder
     latent_channels: int
     downscale: int
+    device: torch.device = CPU
+    """Where its networks run and its rows live."""
 
 
 def load(folder: Path) -> ImageToVideoModel:
@@ -73,8 +75,9 @@ def load_with(
     denoisers: Mapping[str, Denoiser],
     decoder: ClipDecoder,
     encoder: Encoder,
+    device: torch.device = CPU,
 ) -> ImageToVideoModel:
-    """As :func:`load`, with the given networks, which may be engines."""
+    """As :func:`load`, with the given networks, which may be engines, all of them on ``device``."""
     spec, vae = ModelSpec.read(folder), read_temporal_vae_spec(folder)
     return ImageToVideoModel(
         spec=spec,
@@ -85,12 +88,13 @@ def load_with(
         encoder=encoder,
         latent_channels=vae.latent_channels,
         downscale=vae.downscale,
+        device=device,
     )
 
 
-def load_conditioner(folder: Path) -> SVDConditioner:
+def load_conditioner(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> SVDConditioner:
     """The vision tower of a model's folder."""
-    return SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim)
+    return SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim, dtype, device)
 
 
 def decoder_of(spec: TemporalVAESpec, decode_chunk: Callable[[Tensor], Tensor]) -> ClipDecoder:
@@ -106,7 +110,7 @@ def encoder_of(spec: TemporalVAESpec, moments: Callable[[Tensor], Tensor]) -> En
     """The encoder that takes the mean of what ``moments`` says of the posterior, in tiles where pictures are large."""
 
     def encode(pictures: Tensor) -> Tensor:
-        mean, _ = tiled_encode(moments, pictures, spec.downscale).chunk(2, dim=1)
+        mean, _ = tiled_encode(moments, pictures, spec.downscale).float().chunk(2, dim=1)
         return mean
 
     return encode
@@ -120,7 +124,7 @@ def start_row(model: ImageToVideoModel, plan: Plan, picture: Tensor, motion: Mot
     token and a zero picture, and the same micro-conditioning.
 
     Args:
-        picture: fp32 [3, H, W] in [-1, 1]; H and W multiples of the autoencoder's factor.
+        picture: fp32 [3, H, W] in [-1, 1], on the CPU; H and W multiples of the autoencoder's factor.
 
     Raises:
         ValueError: the picture has another shape.
@@ -131,9 +135,10 @@ def start_row(model: ImageToVideoModel, plan: Plan, picture: Tensor, motion: Mot
         )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((1, *picture.shape), generator=generator)
-    latent = model.encoder(picture[None] + motion.noise_aug * noise)
+    latent = model.encoder((picture[None] + motion.noise_aug * noise).to(model.device))
     frames = latent.expand(model.spec.frames, -1, -1, -1)
-    positive, negative = model.conditioner.encode_pair(picture, motion.fps, motion.bucket, motion.noise_aug)
+    pair = model.conditioner.encode_pair(picture, motion.fps, motion.bucket, motion.noise_aug)
+    positive, negative = (condition.to(model.device) for condition in pair)
     conditions = {"positive": positive.with_concat(frames), "negative": negative.with_concat(torch.zeros_like(frames))}
     return start(plan, conditions, generator, (model.spec.frames, model.latent_channels, *latent.shape[2:]))
 

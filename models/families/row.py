@@ -2,6 +2,9 @@
 
 A row is its plan, its conditions by name, its state y = (x, h1 .. hK) and its noise generator; nothing it depends on
 comes from the batch it happens to run in. Rows of different solvers, lengths, guidance and lanes share an evaluation.
+
+A row lives on the device of its conditions, in fp32 whatever its network computes in. Only its generator is a CPU's on
+every machine, so that a seed draws the same noise everywhere.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class Row:
     state: Tensor
     """[K + 1, C, h, w] or [K + 1, T, C, h, w] fp32: the latent and the solver's history."""
     generator: torch.Generator
+    """On the CPU."""
     keep: Keep | None = None
     line: int = 0
     """The next line of the plan."""
@@ -77,6 +81,7 @@ class Checkpoint:
     """Where a row stands, apart from what its request says."""
 
     state: Tensor
+    """On the row's device, or wherever it was read to."""
     line: int
 
 
@@ -98,7 +103,7 @@ def resume(fresh: Row, saved: Checkpoint) -> Row:
         raise ValueError(f"a checkpoint with {shapes} does not fit a row of state {tuple(fresh.state.shape)}")
     for line in fresh.plan.lines[: saved.line]:
         _draw(fresh, line)
-    fresh.state, fresh.line = saved.state.clone(), saved.line
+    fresh.state, fresh.line = saved.state.to(fresh.state.device, copy=True), saved.line
     return fresh
 
 
@@ -113,6 +118,7 @@ def start(
     """A row at line 0: x = init_alpha z + init_sigma noise, the noise being the generator's next draw.
 
     Args:
+        conditions: on the device where the row is to live, as are ``picture`` and ``mask``.
         generator: on the CPU; what an encoder of the input picture draws has been drawn already.
         shape: of the latent, (C, h, w) or (T, C, h, w).
         picture: z, in the network's scale, when the plan begins from a picture.
@@ -127,8 +133,9 @@ def start(
         raise ValueError(f"guidance frames={max(guided)}, expected the {frames} of the row")
     if picture is None and (plan.init_alpha or mask is not None):
         raise ValueError("this row begins from a picture, and none is given")
-    noise = torch.randn((1, *shape), generator=generator)[0]
-    state = torch.zeros(plan.history + 1, *shape)
+    device = next((condition.context.device for condition in conditions.values()), None)
+    noise = torch.randn((1, *shape), generator=generator)[0].to(device)
+    state = torch.zeros(plan.history + 1, *shape, device=device)
     state[0] = plan.init_sigma * noise
     keep = None
     if picture is not None:
@@ -162,7 +169,7 @@ def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes
         noise = torch.stack([_draw(row, line) for row, line in zip(rows, lines, strict=True)])
         guided, weights = _rescaled(lines, *_padded_outputs(outputs, lines))
         states, history = _padded_states(rows)
-        stepped = solver_step(states, guided, weights, *_coefficients(lines, history, states.dtype), noise)
+        stepped = solver_step(states, guided, weights, *_coefficients(lines, history, states), noise)
     except BaseException:
         for row, generator_state in zip(rows, drawn, strict=True):
             if generator_state is not None:
@@ -193,9 +200,10 @@ def _evaluate(
         spread = places + places[:1] * (padded_lanes - len(places))
         conditions = [rows[i].conditions[lines[i].lanes[k].condition] for i, k in spread]
         inputs = [_joined(scaled[i], condition.concat) for (i, _), condition in zip(spread, conditions, strict=True)]
+        times = torch.tensor([lines[i].c_noise for i, _ in spread], dtype=scaled[0].dtype)
         result = denoisers[name](
             torch.stack(inputs),
-            torch.tensor([lines[i].c_noise for i, _ in spread], dtype=scaled[0].dtype),
+            times.to(scaled[0].device),
             torch.stack([condition.context for condition in conditions]),
             torch.stack([condition.vector for condition in conditions]),
         )
@@ -229,7 +237,7 @@ def _padded_outputs(outputs: Sequence[Sequence[Tensor]], lines: Sequence[Line]) 
         for k, (output, lane) in enumerate(zip(row, line.lanes, strict=True)):
             padded[i, k] = output
             weights[i, k] = torch.tensor(lane.weight, dtype=torch.float64)
-    return padded, weights
+    return padded, weights.to(first.device)
 
 
 def _rescaled(lines: Sequence[Line], outputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,9 +246,9 @@ def _rescaled(lines: Sequence[Line], outputs: Tensor, weights: Tensor) -> tuple[
         return outputs, weights
     guided = mix_lanes(outputs, weights)
     positives = [_positive_lane(line) if line.rescale else 0 for line in lines]
-    phi = torch.tensor([line.rescale for line in lines], dtype=outputs.dtype)
-    rescaled = guidance_rescale(guided, outputs[torch.arange(len(lines)), torch.tensor(positives)], phi)
-    return rescaled[:, None], torch.ones(len(lines), 1, dtype=torch.float64)
+    phi = torch.tensor([line.rescale for line in lines], dtype=outputs.dtype).to(outputs.device)
+    positive = torch.stack([lanes[k] for lanes, k in zip(outputs, positives, strict=True)])
+    return guidance_rescale(guided, positive, phi)[:, None], weights.new_ones(len(lines), 1)
 
 
 def _positive_lane(line: Line) -> int:
@@ -249,23 +257,23 @@ def _positive_lane(line: Line) -> int:
     return names.index("positive")
 
 
-def _coefficients(
-    lines: Sequence[Line], history: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """c_skip [B], c_out [B], A [B, K+1, K+1], b [B, K+1] and s [B], shorter histories padded with zeros."""
+def _coefficients(lines: Sequence[Line], history: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """c_skip [B], c_out [B], A [B, K+1, K+1], b [B, K+1] and s [B], shorter histories padded with zeros, in the dtype
+    of the states and beside them."""
+    dtype = states.dtype
     a = torch.zeros(len(lines), history + 1, history + 1, dtype=dtype)
     b = torch.zeros(len(lines), history + 1, dtype=dtype)
     for i, line in enumerate(lines):
         k = len(line.b)
         a[i, :k, :k], b[i, :k] = torch.tensor(line.a, dtype=dtype), torch.tensor(line.b, dtype=dtype)
     numbers = torch.tensor([(line.c_skip, line.c_out, line.s) for line in lines], dtype=dtype)
-    c_skip, c_out, s = numbers.unbind(1)
-    return c_skip, c_out, a, b, s
+    c_skip, c_out, s = numbers.to(states.device).unbind(1)
+    return c_skip, c_out, a.to(states.device), b.to(states.device), s
 
 
 def _draw(row: Row, line: Line) -> Tensor:
-    """The line's noise, shaped as x, from the row's generator; zeros when the line draws none."""
+    """The line's noise, shaped as x and beside it, from the row's generator; zeros when the line draws none."""
     shape = row.state.shape[1:]
     if not line.draw:
-        return torch.zeros(shape)
-    return torch.randn((1, *shape), generator=row.generator)[0]
+        return torch.zeros(shape, device=row.state.device)
+    return torch.randn((1, *shape), generator=row.generator)[0].to(row.state.device)

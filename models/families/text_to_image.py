@@ -36,6 +36,8 @@ Encoder = Callable[[Tensor, Tensor], Tensor]
 SKIPPED_LAYERS = (7, 8, 9)
 """Joint blocks that the skip-layer variant leaves out, as published for SD3.5-medium."""
 
+CPU = torch.device("cpu")
+
 TextConditioner = StableDiffusionConditioner | SDXLConditioner | SDXLRefinerConditioner | SD3Conditioner
 
 
@@ -57,6 +59,8 @@ class TextToImageModel:
     """A small decoder of lesser quality, where the folder has one in ``vae_tiny``."""
     refiner: TextConditioner | None = None
     """What conditions the network that takes over near the end, where there is one."""
+    device: torch.device = CPU
+    """Where its networks run and its rows live."""
 
 
 def load(folder: Path) -> TextToImageModel:
@@ -78,21 +82,23 @@ def encoder_of(spec: VAESpec, moments: Callable[[Tensor], Tensor]) -> Encoder:
     """The encoder that draws from what ``moments`` says of the posterior, in tiles where pictures are large."""
 
     def encode(pictures: Tensor, noise: Tensor) -> Tensor:
-        mean, log_variance = tiled_encode(moments, pictures, spec.downscale).chunk(2, dim=1)
+        mean, log_variance = tiled_encode(moments, pictures, spec.downscale).float().chunk(2, dim=1)
         return to_network_scale(mean + torch.exp(0.5 * log_variance) * noise, spec)
 
     return encode
 
 
-def load_denoisers(folder: Path) -> Mapping[str, Denoiser]:
-    """The folder's denoising network with its variants, and the refiner that takes over from it, in fp32."""
+def load_denoisers(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Mapping[str, Denoiser]:
+    """The folder's denoising network with its variants, and the refiner that takes over from it."""
     spec = ModelSpec.read(folder)
     if spec.system.denoiser == "unet":
-        networks: dict[str, Denoiser] = {"unet": load_unet(folder)}
+        networks: dict[str, Denoiser] = {"unet": load_unet(folder, dtype, device)}
         if spec.refiner is not None:
-            networks[REFINER] = load_unet(spec.refiner)
+            networks[REFINER] = load_unet(spec.refiner, dtype, device)
         return networks
-    mmdit = load_mmdit(folder)
+    mmdit = load_mmdit(folder, dtype, device)
     if mmdit.spec.depth <= max(SKIPPED_LAYERS):
         return {"transformer": mmdit}
     return {"transformer": mmdit, f"transformer/{SKIP_LAYERS}": mmdit.skipping(SKIPPED_LAYERS)}
@@ -105,40 +111,49 @@ def load_with(
     encoder: Encoder | None = None,
     conditioner: TextConditioner | None = None,
     fast_decoder: Decoder | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> TextToImageModel:
     """As :func:`load`, with the given networks, which may be engines, in place of the folder's own.
 
-    A conditioner and a fast decoder that are not given are loaded, an encoder is not.
+    A conditioner and a fast decoder that are not given are loaded in ``dtype``, an encoder is not. All networks are on
+    ``device``.
     """
     spec, vae = ModelSpec.read(folder), read_vae_spec(folder)
     if fast_decoder is None and (tiny := folder / "vae_tiny").is_dir():
-        fast_decoder = load_tiny_decoder(tiny).decode
+        fast_decoder = load_tiny_decoder(tiny, dtype, device).decode
     return TextToImageModel(
         spec=spec,
         schedule=Schedule.from_config(spec.scheduler_config),
-        conditioner=conditioner or load_conditioner(spec),
+        conditioner=conditioner or load_conditioner(spec, dtype, device),
         denoisers=denoisers,
         decoder=lambda latents: tiled_decode(decoder, latents, vae.downscale),
         encoder=encoder,
         latent_channels=vae.latent_channels,
         downscale=vae.downscale,
         fast_decoder=fast_decoder,
-        refiner=load_refiner_conditioner(spec),
+        refiner=load_refiner_conditioner(spec, dtype, device),
+        device=device,
     )
 
 
-def load_conditioner(spec: ModelSpec) -> TextConditioner:
-    """The text encoders of a model's folder."""
+def load_conditioner(
+    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> TextConditioner:
+    """The text encoders of a model's folder. T5, whose activations exceed the range of fp16, is bf16 in its place."""
     if spec.pipeline == "StableDiffusion3Pipeline":
-        return SD3Conditioner.load(spec.folder)
+        t5_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+        return SD3Conditioner.load(spec.folder, None, dtype, t5_dtype, device)
     if spec.pipeline in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
-        return StableDiffusionConditioner.load(spec.folder)
+        return StableDiffusionConditioner.load(spec.folder, dtype, device)
     if spec.needs == "picture":
-        return SDXLRefinerConditioner.load(spec.folder, read_unet_spec(spec.folder))
-    return SDXLConditioner.load(spec.folder, read_unet_spec(spec.folder), spec.zeros_for_empty_prompt)
+        return SDXLRefinerConditioner.load(spec.folder, read_unet_spec(spec.folder), dtype, device)
+    return SDXLConditioner.load(spec.folder, read_unet_spec(spec.folder), spec.zeros_for_empty_prompt, dtype, device)
 
 
-def load_refiner_conditioner(spec: ModelSpec) -> TextConditioner | None:
+def load_refiner_conditioner(
+    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> TextConditioner | None:
     """What conditions the refiner of a model, if it has one.
 
     Raises:
@@ -151,13 +166,13 @@ def load_refiner_conditioner(spec: ModelSpec) -> TextConditioner | None:
         raise ValueError(f"refiner {refiner.name!r} of {spec.name!r} is no refiner: it takes no aesthetic score")
     if (base.latent_channels, base.scaling_factor) != (other.latent_channels, other.scaling_factor):
         raise ValueError(f"refiner {refiner.name!r} has other latents than {spec.name!r}")
-    return load_conditioner(refiner)
+    return load_conditioner(refiner, dtype, device)
 
 
 def prepare(
     model: TextToImageModel, prompt: str, negative_prompt: str, guided: bool, width: int, height: int
 ) -> dict[str, Condition]:
-    """The conditions of a row by name; a row that is not ``guided`` needs no negative one."""
+    """The conditions of a row by name, where the model is; a row that is not ``guided`` needs no negative one."""
     conditions: dict[str, Condition] = {}
     for prefix, conditioner in (("", model.conditioner), (f"{REFINER}/", model.refiner)):
         if conditioner is None:
@@ -167,7 +182,7 @@ def prepare(
             conditions |= {f"{prefix}positive": positive, f"{prefix}negative": negative}
         else:
             conditions[f"{prefix}positive"] = conditioner.encode(prompt, width, height)
-    return conditions
+    return {name: condition.to(model.device) for name, condition in conditions.items()}
 
 
 @torch.inference_mode()
@@ -183,9 +198,10 @@ def start_row(
     """A row at line 0.
 
     Args:
+        conditions: where the model is.
         size: width and height in pixels, multiples of ``model.downscale``.
         picture: fp32 [3, H, W] in [-1, 1] of that size, to begin from (a plan made with ``from_picture``) or to paint
-            into.
+            into. It and the mask may be on any device.
         mask: [1, H, W], 1 where the row may paint and 0 where the picture stays.
 
     Raises:
@@ -207,14 +223,16 @@ def start_row(
     for name, given, channels in (("picture", picture, 3), ("mask", mask, 1)):
         if given is not None and given.shape != (channels, height, width):
             raise ValueError(f"{name} has shape {list(given.shape)}, expected {[channels, height, width]}")
-    z = model.encoder(picture[None], torch.randn((1, *shape), generator=generator))[0]
+    picture = picture.to(model.device)
+    z = model.encoder(picture[None], torch.randn((1, *shape), generator=generator).to(model.device))[0]
     if mask is None:
         return start(plan, conditions, generator, shape, z)
-    hard = (mask[None] >= 0.5).float()
+    hard = (mask[None].to(model.device) >= 0.5).float()
     small = F.interpolate(hard, shape[1:])[0]
     if not masked:
         return start(plan, conditions, generator, shape, z, small)
-    kept = model.encoder(picture[None] * (1.0 - hard), torch.randn((1, *shape), generator=generator))[0]
+    noise = torch.randn((1, *shape), generator=generator).to(model.device)
+    kept = model.encoder(picture[None] * (1.0 - hard), noise)[0]
     concat = torch.cat([small, kept])
     return start(plan, {k: c.with_concat(concat) for k, c in conditions.items()}, generator, shape, z)
 
@@ -231,9 +249,9 @@ def decode_latents(decoder: Decoder, latents: Tensor) -> NDArray[np.uint8]:
 
 
 def to_uint8(pictures: Tensor) -> NDArray[np.uint8]:
-    """[..., 3, H, W] in about [-1, 1] -> uint8 [..., H, W, 3]."""
-    levels = (pictures.clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
-    array: NDArray[np.uint8] = levels.round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
+    """[..., 3, H, W] in about [-1, 1], in any real dtype and on any device -> uint8 [..., H, W, 3]."""
+    levels = (pictures.float().clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
+    array: NDArray[np.uint8] = levels.round().to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
     return array
 
 

@@ -99,7 +99,7 @@ class ModelSpec:
         """
         index = read_json(folder / "model_index.json")
         pipeline = index.get("_class_name")
-        if pipeline not in SYSTEMS:
+        if not isinstance(pipeline, str) or pipeline not in SYSTEMS:
             raise ValueError(f"{folder}: pipeline {pipeline!r} is not served; known: {', '.join(SYSTEMS)}")
         system = SYSTEMS[pipeline]
         vae = read_vae_spec(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from anyio import to_thread
@@ -18,6 +18,7 @@ from service.api.errors import add_error_handlers
 from service.api.events import JobWatch
 from service.api.forecast import Forecast
 from service.api.middleware import RequestMiddleware
+from service.api.reading import Reader
 from service.api.security import ApiKeys
 from service.api.views import ErrorEnvelope
 from service.errors import Unavailable
@@ -28,6 +29,8 @@ from service.jobs.store import JobStore
 from service.metrics import ApiMetrics
 from service.settings import Settings
 
+OBSERVE_S = 5.0
+"""How often the store is asked how fast jobs end, where no worker of this machine says so."""
 REAP_S = 5.0
 """How often leases are looked at. Only a worker without a supervisor, or on a stopped machine, is found this way."""
 COLLECT_S = 600.0
@@ -44,7 +47,7 @@ def create_app(
     store: JobStore,
     bus: Bus,
     artifacts: ArtifactStore,
-    installed: dict[str, ModelSpec],
+    installed: Mapping[str, ModelSpec],
     companions: Sequence[Companion] = (),
 ) -> FastAPI:
     """The application. It closes nothing that it is given.
@@ -52,43 +55,45 @@ def create_app(
     Raises:
         ValueError: ``settings.api_keys`` are no hashes.
     """
+    reader = Reader(store, at_once=settings.store_url.startswith("sqlite:"))
     services = Services(
         settings=settings,
         store=store,
+        reader=reader,
         bus=bus,
         artifacts=artifacts,
         models=installed,
-        metrics=ApiMetrics(),
-        watch=JobWatch(bus, store),
+        metrics=ApiMetrics(keeps_worker=settings.workers > 0),
+        watch=JobWatch(bus, reader),
         line=Line(settings.max_queued),
         forecast=Forecast(settings.worker_status_path),
     )
-    keys = ApiKeys(settings.api_keys)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        del app
-        services.watch.start()
-        tasks = [asyncio.create_task(_run(companion, services)) for companion in (_reap, _collect, *companions)]
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        services.watch.stop()
-
     # The two answers for all errors: the framework's own description of a 422 would be wrong here.
     app = FastAPI(
         title="Darkroom",
-        lifespan=lifespan,
+        lifespan=lambda _: _accompanied(services, companions),
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}, 422: {"model": ErrorEnvelope}},
     )
     app.state.services = services
     add_error_handlers(app)
-    app.add_middleware(RequestMiddleware, services.metrics, keys, settings.max_upload_bytes)
+    app.add_middleware(RequestMiddleware, services.metrics, ApiKeys(settings.api_keys), settings.max_upload_bytes)
     # Those that are asked most come first: an address is tried against one after the other.
     for routes in (jobs, videos, images, models, health):
         app.include_router(routes.router)
     return app
+
+
+@asynccontextmanager
+async def _accompanied(services: Services, companions: Sequence[Companion]) -> AsyncIterator[None]:
+    """What runs beside the requests, from the first to the last."""
+    services.watch.start()
+    always = (_reap, _collect) if services.settings.workers else (_reap, _collect, _observe)
+    tasks = [asyncio.create_task(_run(companion, services)) for companion in (*always, *companions)]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    services.watch.stop()
 
 
 async def _run(companion: Companion, services: Services) -> None:
@@ -114,6 +119,15 @@ async def _reap(services: Services) -> None:
             logger.warning("leases could not be looked at", extra={"error": error.message})
         except Exception:  # A fault now must not stop the reaping for ever.
             logger.exception("leases could not be looked at")
+
+
+async def _observe(services: Services) -> None:
+    while True:
+        await asyncio.sleep(OBSERVE_S)
+        try:
+            services.forecast.observe(await to_thread.run_sync(services.store.stats))
+        except Unavailable:  # which whoever submits is told
+            continue
 
 
 async def _collect(services: Services) -> None:

@@ -17,6 +17,7 @@ from service.api.admission import Line
 from service.api.events import JobWatch
 from service.api.forecast import Forecast, Outlook
 from service.api.inputs import keep_inputs
+from service.api.reading import Reader
 from service.api.resolve import resolve
 from service.api.schema import Generation
 from service.errors import DeadlineUnmeetable, InvalidRequest, QueueFull, UnknownJob
@@ -41,6 +42,7 @@ class Services:
 
     settings: Settings
     store: JobStore
+    reader: Reader
     bus: Bus
     artifacts: ArtifactStore
     models: Mapping[str, ModelSpec]
@@ -50,9 +52,8 @@ class Services:
     forecast: Forecast
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(DECODERS))
 
-    # Every call of the store goes to a thread, for it can block: a write waits while another process writes, and
-    # inside this process every call waits for the one connection. The detour costs some 0.1 ms; without it one slow
-    # disk write would hold up every open request.
+    # What writes to the store goes to a thread, for it can block: it waits while another process writes, and for the
+    # disk. The detour costs some 0.1 ms; without it one slow disk write would hold up every open request.
 
     async def accept(self, body: Generation, idempotency_key: str | None, priority: Priority) -> Job:
         """Make a body into a job and submit it.
@@ -74,6 +75,8 @@ class Services:
         else:
             keep = partial(keep_inputs, self.artifacts)
             request = await to_thread.run_sync(partial(make, keep=keep), limiter=self.decoders)
+        if not self.settings.metadata:
+            request = request.model_copy(update={"metadata": False})
         return await self._submit(
             request, idempotency_key, Priority(body.priority or priority), body.deadline_s, body.seed is None
         )
@@ -94,19 +97,22 @@ class Services:
             if come_back_s is not None:
                 self.metrics.refused.labels("queue_full").inc()
                 raise QueueFull("the places that come free in the queue are promised to others", come_back_s)
-        submit = partial(self.store.submit, request, key, priority=priority, deadline_s=deadline_s)
+
+        def submit() -> Job:
+            accepted = self.store.submit(request, key, priority=priority, deadline_s=deadline_s)
+            self.bus.publish(Event(type="submitted", job=accepted.id))
+            return accepted
+
         try:
-            job = await to_thread.run_sync(submit)
+            return await to_thread.run_sync(submit)
         except QueueFull as error:
             self.metrics.refused.labels("queue_full").inc()
             come_back_s = self.line.promise(_client(request, any_seed), self.settings.max_queued, seconds or 1.0)
             raise QueueFull(error.message, come_back_s) from None
-        self.bus.publish(Event(type="submitted", job=job.id))
-        return job
 
     async def cancel(self, job_id: str, reason: str) -> Job | None:
         """End a job unless it has ended; its worker drops it at the next step. None for an unknown id."""
-        before = await self.get(job_id)
+        before = await self.reader.get(job_id)
         if before is None or before.state.final:
             return before
         job = await to_thread.run_sync(self.store.cancel, job_id)
@@ -116,15 +122,11 @@ class Services:
 
     async def delete(self, job_id: str) -> Job | None:
         """Forget a job and let go of its files; one that has not ended is cancelled first. None for an unknown id."""
-        before = await self.get(job_id)
+        before = await self.reader.get(job_id)
         job = await to_thread.run_sync(self.store.delete, job_id)
         if before is not None and not before.state.final and job is not None and job.state is JobState.CANCELLED:
             self._tell_cancelled(job_id, "client")
         return job
-
-    async def get(self, job_id: str) -> Job | None:
-        """The job, or None."""
-        return await to_thread.run_sync(self.store.get, job_id)
 
     async def find(self, job_id: str) -> Job:
         """The job.
@@ -132,7 +134,7 @@ class Services:
         Raises:
             UnknownJob: there is none.
         """
-        return known(await self.get(job_id), job_id)
+        return known(await self.reader.get(job_id), job_id)
 
     async def look(self, job_id: str) -> tuple[Job, Outlook]:
         """The job, and what is known of its future.
@@ -140,22 +142,13 @@ class Services:
         Raises:
             UnknownJob: there is none.
         """
-
-        def find() -> tuple[Job | None, int | None]:
-            job = self.store.get(job_id)
-            return job, None if job is None else self._position(job)
-
-        found, position = await to_thread.run_sync(find)
+        found, position = await self.reader.look(job_id)
         job = known(found, job_id)
         return job, self.forecast.of(job, position, self.watch.progress(job_id))
 
     async def outlook(self, job: Job) -> Outlook:
         """What is known of a job's future."""
-        position = await to_thread.run_sync(self._position, job) if job.state is JobState.QUEUED else None
-        return self.forecast.of(job, position, self.watch.progress(job.id))
-
-    def _position(self, job: Job) -> int | None:
-        return self.store.position(job.id) if job.state is JobState.QUEUED else None
+        return self.forecast.of(job, await self.reader.position(job), self.watch.progress(job.id))
 
     async def read(self, artifact: str) -> bytes:
         """The bytes of a finished file.

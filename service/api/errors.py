@@ -22,6 +22,8 @@ from service.errors import (
 )
 
 CODES = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "body_too_large"}
+CLIENT_CLOSED_REQUEST = 499
+"""Nobody reads it; it tells in log and metrics that the client went away."""
 SHOWN_CHARS = 80
 AWAY_RETRY_S = 2
 """When to come back to what is not available: a store that is started again, a worker that loads its models."""

@@ -10,14 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from anyio import to_thread
-
+from service.api.reading import Reader
 from service.api.sse import KEEP_ALIVE_S
 from service.api.views import Progress
 from service.errors import Unavailable, UnknownJob
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Job, JobState
-from service.jobs.store import JobStore
 
 POLL_S = 1.0
 """The bus may lose events, so whoever waits also asks the store, this often,"""
@@ -49,9 +47,9 @@ class _Listener:
 class JobWatch:
     """Listens to the bus on the event loop. Used from that loop only."""
 
-    def __init__(self, bus: Bus, store: JobStore) -> None:
+    def __init__(self, bus: Bus, reader: Reader) -> None:
         self._bus = bus
-        self._store = store
+        self._reader = reader
         self._listeners: dict[str, list[_Listener]] = {}
         self._count = 0
         self._heard = 0
@@ -172,7 +170,7 @@ class JobWatch:
     async def _look(self, job_id: str, wait: bool) -> Job | None:
         """The job; None when the store is away and there is time to ``wait`` for it."""
         try:
-            job = await to_thread.run_sync(self._store.get, job_id)
+            job = await self._reader.get(job_id)
         except Unavailable:
             if wait:
                 return None

@@ -1,8 +1,10 @@
-"""What is known of the future: how long a job waits and takes, from what the worker has published."""
+"""What is known of the future: how long a job waits and takes, from what the worker of this machine has published, or
+from how fast jobs end where workers run elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from service.status import WorkerStatus, read_status
 
 FRESH_S = 1.0
 """How long a look into the worker's file is good for."""
+OBSERVED = 12
+"""Observations of the store that count; with one every five seconds the last minute."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Forecast:
         self._path, self._clock = path, clock
         self._status: WorkerStatus | None = None
         self._looked_at = -FRESH_S
+        self._ends: deque[tuple[float, int]] = deque(maxlen=OBSERVED)
+        self._observed_s: float | None = None
 
     @property
     def status(self) -> WorkerStatus | None:
@@ -48,8 +54,21 @@ class Forecast:
         return self._status
 
     def seconds_per_job(self, model: str) -> float | None:
-        """How long a worker is busy for one more job of this model."""
-        return None if self.status is None else self.status.seconds_per_job.get(model)
+        """How long workers are busy for one more job of this model; for one of any model where only that is known."""
+        told = None if self.status is None else self.status.seconds_per_job.get(model)
+        return self._observed_s if told is None else told
+
+    def observe(self, stats: QueueStats) -> None:
+        """Take in what the store counts, every few seconds. While jobs wait no worker idles, so as many end as can."""
+        if not stats.queued:
+            self._ends.clear()
+            return
+        self._ends.append(
+            (self._clock(), sum(stats.ended.get(state, 0) for state in (JobState.COMPLETED, JobState.FAILED)))
+        )
+        (first_at, first), (last_at, last) = self._ends[0], self._ends[-1]
+        if last > first:
+            self._observed_s = (last_at - first_at) / (last - first)
 
     def wait_s(self, stats: QueueStats, model: str, priority: Priority) -> float | None:
         """Until a job that is submitted now is begun."""

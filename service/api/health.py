@@ -24,7 +24,10 @@ async def live() -> Health:
 
 @router.get("/health/ready")
 async def ready(services: UsesServices) -> Health:
-    """200 when a worker is alive and has its models loaded. The file is the truth; the bus may have lost the news."""
+    """200 when a worker is alive and has its models loaded. The file is the truth; the bus may have lost the news. A
+    server that keeps no worker is ready as long as it serves: jobs wait for those that run elsewhere."""
+    if not services.settings.workers:
+        return Health(status="ready")
     status = read_status(services.settings.worker_status_path)
     if status is None:
         raise Unavailable("no worker has reported yet", code="not_ready")

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from service.api import sse
 from service.api.body import EditsBody, ImagesBody, described
 from service.api.context import IdempotencyKey, Services, UsesServices, name_job, unless_disconnected
-from service.api.errors import error_body
+from service.api.errors import CLIENT_CLOSED_REQUEST, error_body
 from service.api.events import Heard
 from service.api.schema import IGNORED_FIELDS, EditsRequest, ImagesRequest
 from service.api.views import ImagesAnswer, Picture, PictureEvent, Usage
@@ -22,8 +22,8 @@ from service.jobs.job import Job, JobState, PictureRequest, Priority, Result
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
-CLIENT_CLOSED_REQUEST = 499
-"""Nobody reads it; it tells in log and metrics that the client went away."""
+REFUSED_BY_WORKERS = ("adapter_unusable", "request_unsupported")
+"""Codes of jobs whose request was at fault, as only a worker, which has read the weights, can know."""
 
 
 @router.post("/generations", response_model=ImagesAnswer, openapi_extra=described(ImagesRequest, forms=False))
@@ -149,6 +149,8 @@ def _check_completed(job: Job) -> None:
         raise Unavailable(
             f"job {job.id} expired: no worker was free to begin it within deadline_s = {waited_s:g}", code="expired"
         )
+    if job.error is not None and job.error.code in REFUSED_BY_WORKERS:
+        raise InvalidRequest(f"job {job.id}: {job.error.message}", code=job.error.code)
     if job.error is not None:
         raise GenerationFailed(f"job {job.id}: {job.error.message}", code=job.error.code)
     raise GenerationFailed(f"job {job.id} was {job.state}", code=str(job.state))

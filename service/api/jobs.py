@@ -47,7 +47,7 @@ async def list_jobs(
     task: Task | None = None,
 ) -> JobList:
     """A page of jobs, newest first. They are without what a look at the queue would say of each."""
-    if after is not None and await services.get(after) is None:
+    if after is not None and await services.reader.get(after) is None:
         raise InvalidRequest(f"after names job {after[:80]!r}, which does not exist", param="after")
 
     def find() -> list[Job]:

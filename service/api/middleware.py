@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import AWAY_RETRY_S, envelope, internal_error
+from service.api.errors import AWAY_RETRY_S, CLIENT_CLOSED_REQUEST, envelope, internal_error
 from service.api.security import ApiKeys
 from service.errors import Unauthorized
 from service.metrics import ApiMetrics
@@ -69,6 +70,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message).update(headers)
+                if body.unread:  # and may have no end
+                    MutableHeaders(scope=message)["connection"] = "close"
             async with asyncio.timeout(PAUSE_S):
                 await send(message)
 
@@ -81,6 +84,8 @@ class RequestMiddleware:
                 self._metrics.refused.labels("unauthorized").inc()
                 refused = Unauthorized("this needs an API key, as Authorization: Bearer KEY")
                 await envelope(refused, {"www-authenticate": "Bearer"})(scope, receive, send_with_headers)
+        except ClientDisconnect:  # Before all of its body had come: no fault of ours.
+            status = CLIENT_CLOSED_REQUEST
         except TimeoutError:  # The client does not take its answer.
             access.warning("answer not taken", extra={"request_id": headers["x-request-id"]})
             raise
@@ -138,12 +143,18 @@ class _Body:
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, take: Callable[[int], bool]) -> None:
         self._receive, self._limit, self._take = receive, limit, take
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
         self._announced = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
         self._until = time.monotonic() + BODY_S
-        self._complete = False
+        self._complete = announced == "0" and "transfer-encoding" not in headers
         self.total = 0
         """Bytes taken from the budget."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is more to come."""
+        return not self._complete
 
     async def receive(self) -> Message:
         """The next message of the client.
@@ -160,8 +171,7 @@ class _Body:
             async with asyncio.timeout(min(PAUSE_S, self._until - time.monotonic())):
                 message = await self._receive()
         except TimeoutError:
-            headers = {"connection": "close"}
-            raise HTTPException(408, f"the body did not come within {BODY_S:g} s", headers) from None
+            raise HTTPException(408, f"the body did not come within {BODY_S:g} s") from None
         if message["type"] != "http.request":
             return message
         size = len(message.get("body", b""))

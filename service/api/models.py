@@ -44,5 +44,5 @@ def _view(spec: ModelSpec, services: Services) -> ModelView:
         default_scheduler=spec.solver,
         schedulers=list(schedulers(spec)),
         decoders=["full", "fast"] if has_fast_decoder(spec) else ["full"],
-        loras=[] if clips else list(installed_adapters(services.settings)),
+        loras=list(installed_adapters(services.settings)),
     )

@@ -63,10 +63,10 @@ def resolve(
     """
     given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
     task = body.asked_task
-    spec = find_model(body.model, models, None if task is None else _system_of(task))
+    spec = find_model(body.model, models, task)
     task = task or _task_by_content(body, spec)
     if task not in capabilities(spec):
-        raise InvalidRequest(f"model {spec.name!r} does {', '.join(capabilities(spec))}, not {task}", param="model")
+        raise _other_task(spec, task)
     for name, tasks in TASKS_OF_FIELD.items():
         if name in given and task not in tasks:
             raise InvalidRequest(f"{name} is no field of {task}", param=name)
@@ -102,19 +102,19 @@ def has_fast_decoder(spec: ModelSpec) -> bool:
     return (spec.folder / "vae_tiny").is_dir()
 
 
-def find_model(name: str | None, models: Mapping[str, ModelSpec], system: str | None = None) -> ModelSpec:
-    """The model of that name; for None the first one, of those whose system does ``system`` where that is given.
+def find_model(name: str | None, models: Mapping[str, ModelSpec], task: Task | None = None) -> ModelSpec:
+    """The model of that name; for None the first one, of those that do ``task`` where that is given.
 
     Raises:
         UnknownModel: there is none; the message names those that are installed.
     """
     if name is None:
         for spec in models.values():
-            if system in (None, spec.system.task):
+            if task is None or task in capabilities(spec):
                 return spec
-    elif name in models:
-        return models[name]
-    asked = f"model {name[:80]!r} is not installed" if name is not None else f"no model for {system or 'any task'}"
+    elif (found := models.get(name)) is not None:
+        return found
+    asked = f"model {name[:80]!r} is not installed" if name is not None else f"no model for {task or 'any task'}"
     raise UnknownModel(f"{asked}; installed: {', '.join(models) or 'none'}", param="model")
 
 
@@ -128,8 +128,13 @@ def schedulers(spec: ModelSpec) -> tuple[str, ...]:
     return supported_solvers(_schedule(json.dumps(spec.scheduler_config)))
 
 
-def _system_of(task: Task) -> str:
-    return "image-to-video" if task == "image-to-video" else "text-to-image"
+def _other_task(spec: ModelSpec, task: Task) -> InvalidRequest:
+    """What is said of a task that a model does not do: what the request lacks, where that is all."""
+    if spec.needs and task != "image-to-video":
+        param = "image" if task == "text-to-image" else "mask"
+        message = f"{param} is required: model {spec.name!r} needs a {spec.needs} beside the prompt"
+        return InvalidRequest(message, param=param, code="missing_required_parameter")
+    return InvalidRequest(f"model {spec.name!r} does {', '.join(capabilities(spec))}, not {task}", param="model")
 
 
 def _task_by_content(body: Generation, spec: ModelSpec) -> Task:

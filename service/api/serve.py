@@ -1,4 +1,4 @@
-"""``darkroom serve``: the API and one supervised worker."""
+"""``darkroom serve``: the API, and a supervised worker unless workers run elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from anyio import to_thread
 
 from service.api.app import create_app
 from service.api.context import Services
+from service.catalogue import Catalogue
 from service.errors import Unavailable
 from service.heartbeat import HEARTBEAT, overdue_s
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.open import open_store
-from service.settings import Settings, installed_models, worker_name
+from service.settings import Settings, worker_name
 from service.status import read_status
 from service.supervisor import supervise
 
@@ -40,7 +41,7 @@ def serve(settings: Settings) -> None:
     """
     # uvicorn repeats the signal that ended it; with the default handler that would kill before anything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    models = installed_models(settings)
+    models = Catalogue(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
     with (
         closing(open_store(settings.store_url, settings.max_queued)) as store,
@@ -48,7 +49,7 @@ def serve(settings: Settings) -> None:
     ):
         artifacts = ArtifactStore(settings.artifacts_address)
         uvicorn.run(
-            create_app(settings, store, bus, artifacts, models, [keep_worker]),
+            create_app(settings, store, bus, artifacts, models, [keep_worker] if settings.workers else []),
             host=settings.host,
             port=settings.port,
             log_config=None,

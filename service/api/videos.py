@@ -125,7 +125,7 @@ def _unsupported(what: str) -> InvalidRequest:
 
 
 async def _find(video_id: str, services: Services, param: str | None = None) -> Job:
-    job = await services.get(video_id)
+    job = await services.reader.get(video_id)
     if job is None or not isinstance(job.request, ImageToVideo):
         message = f"video {video_id[:80]!r} does not exist"
         raise UnknownJob(message, code="video_not_found") if param is None else InvalidRequest(message, param=param)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from service.commands.plans import memory_table
 from service.commands.terminal import DataOption, answers, read_settings
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def doctor(data: DataOption = None) -> None:
             faults += finding.level == "fault"
             table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.subject, finding.text)
     console.print(table)
+    if (plans := memory_table(settings)) is not None:
+        console.print(plans)
     if faults:
         raise typer.Exit(1)
 
@@ -63,6 +66,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _processor(settings)
     yield _memory()
     yield _gpu()
+    yield _networks(settings)
     yield _disk(settings.data)
     yield _store(settings)
     yield _bus(settings)
@@ -118,6 +122,26 @@ def _gpu() -> Finding:
     if done.returncode:
         return Finding("fault", "GPU", f"nvidia-smi: {(done.stderr or done.stdout).strip()}")
     return Finding("ok", "GPU", "; ".join(done.stdout.strip().splitlines()))
+
+
+def _networks(settings: Settings) -> Finding:
+    """Where the worker would run networks, in which precision and by what."""
+    try:
+        from kernels.backend import read_switches
+        from service.worker.placement import device_name, placement, weights_limit
+    except ImportError as error:
+        return Finding("note", "networks", f"no worker can run here: {error}")
+    try:
+        place, switches = placement(settings), read_switches(settings.kernels)
+    except ValueError as error:
+        return Finding("fault", "networks", str(error))
+    if not place.on_gpu:
+        return Finding("ok", "networks", f"on the processor, {place.precision}, {settings.backend}")
+    kernels = ", ".join(f"{op}={backend}" for op, backend in switches.items()) or "as measured"
+    graphs, limit = "CUDA graphs" if settings.graphs else "no CUDA graphs", weights_limit(place, settings.memory_bytes)
+    memory = f"up to {_gib(limit)} of weights"
+    text = f"on {place.device} ({device_name(place.device)}), {place.precision}, kernels {kernels}, {graphs}, {memory}"
+    return Finding("ok", "networks", text)
 
 
 def _disk(data: Path) -> Finding:

@@ -180,6 +180,8 @@ def _here(settings: Settings, body: dict[str, Any]) -> tuple[bytes, str]:
         raise failure(f"--image and --lora need a server, and none answers at {settings.url}: `darkroom serve`")
     try:
         request = resolve(JobRequest(**body), installed_models(settings))
+        if not settings.metadata:
+            request = request.model_copy(update={"metadata": False})
         from service.worker.local import generate as generate_local
 
         with progress_bar() as bar:

@@ -83,6 +83,6 @@ def _follow(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(client: httpx.Client, method: str, path: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
-    from service.client import _json as read_answer
+    from service.client import read_answer
 
     return read_answer(client.request(method, f"/v1/jobs{path}", params=parameters))

@@ -25,11 +25,11 @@ def list_models(data: DataOption = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "task", "sizes", "steps", "guidance", "scheduler", "folder")
+    table = Table("model", "task", "sizes", "steps", "guidance", "scheduler", "licence", "folder")
     for spec in _installed(data).values():
         sizes = ", ".join(f"{width}x{height}" for width, height in spec.sizes)
-        row = (spec.name, spec.system.task, sizes, str(spec.steps), f"{spec.guidance:g}", spec.solver, str(spec.folder))
-        table.add_row(*row)
+        defaults = (str(spec.steps), f"{spec.guidance:g}", spec.solver)
+        table.add_row(spec.name, spec.system.task, sizes, *defaults, spec.licence or "not stated", str(spec.folder))
     Console().print(table)
 
 
@@ -44,33 +44,58 @@ def _installed(data: object) -> dict[str, ModelSpec]:
 
 @app.command()
 def check(
-    names: Annotated[list[str] | None, typer.Argument(help="Models; none: every installed one.")] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Model folders, single files, adapters or names of installed models; none: all of these."),
+    ] = None,
+    load: Annotated[bool, typer.Option(help="Load model folders too, not only the headers of their files.")] = False,
     data: DataOption = None,
 ) -> None:
-    """Load models, which compares every weight with what the network needs."""
-    from rich.console import Console
-
+    """Say what weights are, what is missing, and what does not fit; ends with 1 if something does not."""
     installed = _installed(data)
-    unknown = [name for name in names or () if name not in installed]
-    if unknown:
-        raise failure(f"model {unknown[0]!r} is not installed; installed: {', '.join(installed) or 'none'}")
     faults = 0
-    for name in names or installed:
-        with Console(stderr=True).status(f"loading {name}"):
-            fault = _fault(installed[name])
-        faults += fault is not None
-        typer.echo(f"{name}: {fault or 'whole'}")
+    for target in targets or installed:
+        path = installed[target].folder if target in installed else Path(target)
+        if not path.exists():
+            raise failure(f"{target!r} is no path and not installed; installed: {', '.join(installed) or 'none'}")
+        faults += not _report(target, path, load)
     if faults:
         raise typer.Exit(1)
 
 
-def _fault(spec: ModelSpec) -> str | None:
+def _report(name: str, path: Path, load: bool) -> bool:
+    """Print what is known of one; whether nothing is wrong with it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.inspection import inspect
+
+    try:
+        found = inspect(path)
+    except (OSError, ValueError) as error:
+        typer.echo(f"{name}: {error}")
+        return False
+    table = Table("part", "parameters", "stored as", "fault")
+    for part in found.parts:
+        table.add_row(part.name, f"{part.parameters:,}", ", ".join(part.dtypes), part.fault)
+    system, licence = found.system or "of no published size", found.licence or "not stated"
+    typer.echo(f"{name}: {found.kind}, {system}, licence {licence}")
+    Console().print(table)
+    typer.echo(f"missing: {', '.join(found.missing)}" if found.missing else "nothing is missing")
+    fault = _fault(path) if load and path.is_dir() else None
+    if fault is not None:
+        typer.echo(f"{name} cannot be loaded: {fault}")
+    return fault is None and not any(part.fault for part in found.parts)
+
+
+def _fault(folder: Path) -> str | None:
     """Why the model cannot be loaded."""
     from models.families import image_to_video, text_to_image
+    from models.spec.model import ModelSpec
 
-    load = image_to_video.load if spec.system.task == "image-to-video" else text_to_image.load
     try:
-        load(spec.folder)
+        clips = ModelSpec.read(folder).system.task == "image-to-video"
+        (image_to_video.load if clips else text_to_image.load)(folder)
     except (OSError, KeyError, ValueError) as error:
         return str(error) or type(error).__name__
     return None
@@ -103,30 +128,6 @@ def pull(
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise failure(f"{repository}: {error}") from error
     typer.echo(f"{spec.name}: {spec.system.task}, in {folder}")
-
-
-@app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A model folder, a single file or an adapter.")]) -> None:
-    """Say what weights are, what is missing, and what does not fit; reads headers only."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from models.inspection import inspect as look_at
-
-    try:
-        found = look_at(path)
-    except ValueError as error:
-        raise failure(str(error)) from error
-    table = Table("part", "parameters", "stored as", "fault")
-    for part in found.parts:
-        table.add_row(part.name, f"{part.parameters:,}", ", ".join(part.dtypes), part.fault)
-    typer.echo(
-        f"{path}: {found.kind}, {found.system or 'of no published size'}, licence {found.licence or 'not stated'}"
-    )
-    Console().print(table)
-    typer.echo(f"missing: {', '.join(found.missing)}" if found.missing else "nothing is missing")
-    if any(part.fault for part in found.parts):
-        raise typer.Exit(1)
 
 
 @app.command()

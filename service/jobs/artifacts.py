@@ -25,7 +25,7 @@ class Artifact:
 
 
 class Folder(Protocol):
-    """A place for files ``ab/cd/abcd...``. Errors are OSError; FileNotFoundError for a name that is not there."""
+    """A place for files ``ab/abcd...``. Errors are OSError; FileNotFoundError for a name that is not there."""
 
     def write(self, path: str, content: bytes) -> None:
         """Keep the bytes: whole and for good when this returns, or not at all."""
@@ -96,7 +96,8 @@ class ArtifactStore:
 
 
 def _path(name: str) -> str:
-    return f"{name[:2]}/{name[2:4]}/{name}"
+    # 256 folders, which soon are all there: a new folder costs as much as a file, since it is flushed to disk, too.
+    return f"{name[:2]}/{name}"
 
 
 def _open(address: Path | str) -> Folder:

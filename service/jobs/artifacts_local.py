@@ -65,7 +65,7 @@ class LocalFolder:
 
     def tidy(self, written_before: float) -> None:
         """Delete old files under names that only this class makes."""
-        for path in self._folder.glob("*/*/.*.*"):
+        for path in self._folder.glob("*/.*.*"):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < written_before:
                     path.unlink()

@@ -62,6 +62,8 @@ class _Generation(_Frozen):
     loras: tuple[Adapter, ...] = ()
     output_compression: int = 100
     """Quality of jpeg and webp, 1 to 100."""
+    metadata: bool = True
+    """Whether the file says what made it."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

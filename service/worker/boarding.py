@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.job import ImageToVideo, Job, Lease, Result
+from service.worker.adapted import AdapterUnusable
 from service.worker.checkpoints import JobCheckpoint, unpack
 from service.worker.clip import Clip
 from service.worker.flight import ActiveJob
@@ -66,7 +67,7 @@ class Boarding:
         else:
             luggage = Future()
             luggage.set_result(_Luggage(NO_INPUTS, None))
-        self._waiting.append(_Passenger(ActiveJob(lease), self._residency.request(job.request.model), luggage))
+        self._waiting.append(_Passenger(ActiveJob(lease), self._model(job), luggage))
 
     def ready(self) -> list[tuple[ActiveJob, list[Piece | None] | Refused]]:
         """The jobs that wait no more: with their pieces, None for one that is stored already; or with what is wrong."""
@@ -81,6 +82,14 @@ class Boarding:
     def close(self) -> None:
         """Stop reading."""
         self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _model(self, job: Job) -> Future[LoadedModel]:
+        try:
+            return self._residency.request(job.request.model, job.request.loras)
+        except KeyError:
+            gone: Future[LoadedModel] = Future()
+            gone.set_exception(ValueError(f"model {job.request.model!r} is not installed any more"))
+            return gone
 
     def _fetch(self, job: Job) -> _Luggage:
         return _Luggage(read_inputs(job.request, self._artifacts), self._checkpoint(job))
@@ -105,6 +114,7 @@ def _boarded(passenger: _Passenger) -> list[Piece | None] | Refused:
     for future, code in ((passenger.model, "model_load_failed"), (passenger.luggage, "input_unreadable")):
         error = future.exception()
         if error is not None:
+            code = "adapter_unusable" if isinstance(error, AdapterUnusable) else code
             logger.error("a job cannot be begun", extra={"job": passenger.job.id, "code": code}, exc_info=error)
             return Refused(code, str(error))
     try:
@@ -115,9 +125,6 @@ def _boarded(passenger: _Passenger) -> list[Piece | None] | Refused:
 
 def _pieces(job: ActiveJob, loaded: LoadedModel, luggage: _Luggage) -> list[Piece | None]:
     record, request = job.lease.job, job.lease.job.request
-    if request.loras:
-        names = ", ".join(adapter.name for adapter in request.loras)
-        raise ValueError(f"loras={names}: this worker does not apply adapters; leave them out")
     numerics, checkpoint = loaded.numerics(request.deterministic), luggage.checkpoint
     usable = checkpoint is not None and checkpoint.numerics_id == numerics.id
     saved = list(checkpoint.pieces) if checkpoint is not None and usable else [None] * request.n

@@ -61,6 +61,7 @@ class Clip(Piece):
             shape=(frames, self.model.latent_channels, request.height // scale, request.width // scale),
             tokens=tokens,
             numerics_id=self.numerics.id,
+            adapters=self.adapters,
             max_lanes=self.numerics.max_lanes if stage is Stage.DENOISE else 1,
         )
 

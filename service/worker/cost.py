@@ -133,8 +133,8 @@ class JobPrices:
 
 
 def _names(key: BatchKey) -> tuple[_Key, _Key]:
-    """What passes of one price have in common, and what all passes of a network have. Adapters are fused into the
-    weights and the bound on lanes is no property of a pass, so neither is part of a price."""
+    """What passes of one price have in common, and what all passes of a network have. Adapters are part of the numerics
+    id; the bound on lanes is no property of a pass, and so no part of a price."""
     network = (key.stage, key.model, key.network, key.numerics_id)
     return (*network, key.shape, key.tokens), network
 

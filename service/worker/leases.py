@@ -25,7 +25,7 @@ class Leases:
     def __init__(
         self, worker: str, store: JobStore, lease_s: float, models: Collection[str], metrics: WorkerMetrics
     ) -> None:
-        self._worker, self._store, self._lease_s, self._models = worker, store, lease_s, tuple(models)
+        self._worker, self._store, self._lease_s, self._models = worker, store, lease_s, models
         self._outage = Outage(metrics)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="leases")
         self._claim: Future[list[Lease]] | None = None
@@ -83,7 +83,7 @@ class Leases:
         return taken
 
     def _claim_up_to(self, limit: int) -> list[Lease]:
-        return self._store.claim(self._worker, limit, self._lease_s, self._models)
+        return self._store.claim(self._worker, limit, self._lease_s, tuple(self._models))
 
     def _extend(self, lease_ids: list[str]) -> set[str]:
         held = self._outage.attempt("renew", lambda: self._store.renew(lease_ids, self._lease_s))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import torch
-
 from service.jobs.job import ImageToVideo, PictureRequest
 from service.settings import Settings, installed_models
+from service.worker.adapted import adapted_models
 from service.worker.batch import Stage
 from service.worker.clip import Clip
 from service.worker.input import NO_INPUTS, Inputs
@@ -16,6 +15,7 @@ from service.worker.media import encode_picture
 from service.worker.opening import load_model
 from service.worker.picture import Picture
 from service.worker.piece import Piece
+from service.worker.placement import placement, set_up
 from service.worker.runner import Runner
 from service.worker.video import encode_clip
 
@@ -34,11 +34,14 @@ def generate(
 
     Raises:
         KeyError: the model is not installed.
-        ValueError: the model does not do this task.
+        ValueError: the model does not do this task, an adapter cannot be used with it, or a setting names no device or
+            kernel.
         RuntimeError: there is no encoder for clips.
     """
-    torch.set_num_threads(settings.threads)
-    loaded = load_model(installed_models(settings)[request.model], settings)
+    place = placement(settings)
+    set_up(place, settings)
+    spec, loras = installed_models(settings)[request.model], request.loras
+    loaded = adapted_models(settings).open(spec, loras) if loras else load_model(spec, settings, place)
     common = (request.seed, time.time(), loaded, loaded.numerics(request.deterministic), inputs)
     piece: Piece = Clip(request, *common) if isinstance(request, ImageToVideo) else Picture(request, *common)
     runner = Runner()

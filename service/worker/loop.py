@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 
+from engines.life import EngineFailed
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Lease
@@ -88,6 +89,7 @@ class Worker:
         self._flight.forget_ended()
         self._keep_leases()
         self._board()
+        self._close_idle()
         items = [self._room.limited(item) for item in self._flight.items()]
         batch = next_batch(items, self._costs, self._limits, time.time(), resident=self._residency.memory)
         # Without a batch everything that is in flight waits for a load, which runs beside the loop.
@@ -141,6 +143,11 @@ class Worker:
             if not any(boarded):
                 self._finisher.conclude(job)
 
+    def _close_idle(self) -> None:
+        """Let go of models with adapters that nobody asks for any more."""
+        jobs = (*self._flight.jobs.values(), *self._boarding.jobs)
+        self._residency.close_idle((job.lease.job.request.model, job.lease.job.request.loras) for job in jobs)
+
     def _run(self, key: BatchKey, rows: Sequence[int]) -> None:
         """Run a batch. When it raises, its halves are tried apart, so that only what fails alone is failed."""
         rows = [row for row in rows if self._flight.seats([row])]  # the failure of one piece drops its whole job
@@ -181,6 +188,9 @@ class Worker:
                 self._save(job)
 
     def _failed(self, key: BatchKey, rows: Sequence[int], lanes: int, error: Exception) -> None:
+        if isinstance(error, EngineFailed):
+            self._begin_anew(key)
+            return
         code = "model_load_failed" if isinstance(error, LoadFailed) else f"{key.stage}_failed"
         if out_of_memory(error):
             code = "out_of_memory"
@@ -196,6 +206,14 @@ class Worker:
             logger.error("piece failed", extra={"stage": key.stage, "job": seat.job.id, "error": repr(error)})
             self._drop(seat.job.id)
             self._finisher.fail(seat.job, code, f"{type(error).__name__}: {error}")
+
+    def _begin_anew(self, key: BatchKey) -> None:
+        """An engine failed: the jobs that run on it are begun again, on what runs their model now."""
+        self._residency.reopen([key.model])
+        for job in list(self._flight.jobs.values()):
+            if any(seat.piece.numerics.id == key.numerics_id for seat in self._flight.of(job)):
+                self._drop(job.id)
+                self._boarding.take(job.lease)
 
     def _measured(self, key: BatchKey, lanes: int, seats: Sequence[Seat], seconds: float) -> None:
         self._costs.measured(key, lanes, seconds)

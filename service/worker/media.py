@@ -1,4 +1,4 @@
-"""Pictures to bytes, with what made them written inside."""
+"""Pictures to bytes, with what made them written inside unless the request says otherwise."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _EXIF_IFD = 0x8769
 def encode_picture(picture: NDArray[np.uint8], request: PictureRequest, seed: int) -> bytes:
     """uint8 [H, W, 3] -> the bytes of the format that the request asks for."""
     image = Image.fromarray(picture)
-    about = origin(request, seed)
     buffer = io.BytesIO()
     if request.output_format == "png":
         text = PngImagePlugin.PngInfo()
-        text.add_text("parameters", about)
+        if request.metadata:
+            text.add_text("parameters", origin(request, seed))
         image.save(buffer, "png", pnginfo=text)
     else:
         exif = Image.Exif()
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + about.encode("ascii")
+        if request.metadata:
+            exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + origin(request, seed).encode("ascii")
         image.save(buffer, request.output_format, quality=request.output_compression, exif=exif)
     return buffer.getvalue()
 

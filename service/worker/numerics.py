@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from service.jobs.job import Adapter
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,15 @@ def numerics_id(parts: Mapping[str, str]) -> str:
     return _digest(dict(parts))
 
 
-def network_id(role: str, weights: str, runs_on: str, adapters: Sequence[Adapter] = ()) -> str:
+def network_id(role: str, weights: str, runs_on: str) -> str:
     """The identity of a network: models that have it in common have it in memory once.
 
     Args:
         role: what it is called in logs.
         weights: hash of its weight files and config.
         runs_on: back end and precision.
-        adapters: what is fused into it.
     """
-    fused = sorted((adapter.name, adapter.scale) for adapter in adapters)
-    return f"{role}-{_digest([weights, runs_on, fused])}"
+    return f"{role}-{_digest([weights, runs_on])}"
 
 
 def _digest(content: object) -> str:

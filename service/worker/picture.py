@@ -52,6 +52,7 @@ class Picture(Piece):
             shape=(self.model.latent_channels, request.height // scale, request.width // scale),
             tokens=tokens,
             numerics_id=self.numerics.id,
+            adapters=self.adapters,
             max_lanes=MAX_BATCH.get(stage, self.numerics.max_lanes),
         )
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.families.row import Checkpoint, Row, resume
-from service.jobs.job import ImageToVideo, PictureRequest, Priority
+from service.jobs.job import Adapter, ImageToVideo, PictureRequest, Priority
 from service.worker.batch import BatchKey, Item, Stage
 from service.worker.input import NO_INPUTS, Inputs
 from service.worker.numerics import Numerics
@@ -61,6 +61,11 @@ class Piece(ABC):
         if self.row is None:
             return Stage.ENCODE
         return Stage.DECODE if self.row.finished else Stage.DENOISE
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """What is in the weights of its networks, in an order of their own."""
+        return tuple(sorted(self.request.loras, key=lambda adapter: adapter.name))
 
     @property
     @abstractmethod
@@ -143,7 +148,7 @@ class Piece(ABC):
         """Where it stands now; it may go on."""
         if self.row is None:
             return Snapshot("", None)
-        return Snapshot(conditions_digest(self.row), Checkpoint(self.row.state.clone(), self.row.line))
+        return Snapshot(conditions_digest(self.row), Checkpoint(self.row.state.to("cpu", copy=True), self.row.line))
 
 
 def conditions_digest(row: Row) -> str:

@@ -1,4 +1,5 @@
-"""Previews: one small matrix a model stands in for its decoder, learnt from what the decoder makes anyway."""
+"""Previews of models without a small decoder: one matrix a model stands in for the decoder, learnt from what that makes
+anyway."""
 
 from __future__ import annotations
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from models.families.image_to_video import ImageToVideoModel
 from models.families.text_to_image import TextToImageModel
 from models.spec.model import ModelSpec
+from service.jobs.job import Adapter
 from service.worker.batch import Stage
 from service.worker.lazy import LazyNetwork, loaded_together
 from service.worker.memory import Memory
 from service.worker.numerics import Numerics
+from service.worker.parking import Parking
 
 logger = logging.getLogger(__name__)
 
 Role = Literal["conditioner", "encoder", "denoiser", "decoder", "fast decoder"]
+IDLE_SETS = 4
+"""Models with adapters that stay open although nobody makes use of them."""
 CORE: tuple[Role, ...] = ("conditioner", "denoiser", "decoder")
 """What every row of a model runs on."""
 
@@ -35,6 +39,8 @@ class LoadedModel:
     fast: Numerics
     networks: Mapping[Role, LazyNetwork[Any]] = field(default_factory=dict)
     """What ``model`` runs on; one network may have two roles."""
+    graphs: bool = False
+    """Whether its steps are captured as CUDA graphs."""
 
     def numerics(self, deterministic: bool) -> Numerics:
         """How a new row runs."""
@@ -61,6 +67,29 @@ class LoadedModel:
         return tuple(dict.fromkeys(self.networks[role].identity for role in roles if role in self.networks))
 
 
+Version = tuple[object, ...]
+"""Of the files of some adapters; or which opening of a model it is."""
+
+
+class Adapted(Protocol):
+    """What opens models with adapters: :class:`service.worker.adapted.AdaptedModels`."""
+
+    def version(self, adapters: Sequence[Adapter]) -> Version:
+        """Another one whenever one of their files is."""
+
+    def open(self, spec: ModelSpec, adapters: Sequence[Adapter]) -> LoadedModel:
+        """The model with these in its weights."""
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What is open: a model, or one with adapters in its weights."""
+
+    name: str
+    adapters: tuple[Adapter, ...] = ()
+    version: Version = ()
+
+
 class Residency:
     """Opens models and loads networks on a thread of its own. Models that share a network have it once.
 
@@ -74,6 +103,9 @@ class Residency:
         load: Callable[[ModelSpec], LoadedModel],
         limit_bytes: int | None = None,
         on_load: Callable[[float, int], None] | None = None,
+        adapted: Adapted | None = None,
+        parking: Parking | None = None,
+        set_up_loader: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -81,18 +113,26 @@ class Residency:
             load: opens one.
             limit_bytes: memory for networks; None: no limit.
             on_load: told the seconds of every load, and how many networks left for it.
+            adapted: opens models with adapters; None: there are none.
+            parking: where networks go that leave; None: nowhere, they are read again.
+            set_up_loader: called once on the thread that loads.
         """
         self._specs, self._load, self._limit_bytes, self._on_load = specs, load, limit_bytes, on_load
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._models: dict[str, Future[LoadedModel]] = {}
+        self._adapted, self._parking = adapted, parking or Parking(0)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=set_up_loader)
+        self._models: dict[_Key, Future[LoadedModel]] = {}
+        self._users: dict[str, set[_Key]] = {}
+        self._openings: dict[str, int] = {}
+        self._left: dict[_Key, weakref.ref[LoadedModel]] = {}
         self._networks: dict[str, LazyNetwork[Any]] = {}
         self._loading: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """Names of the models that can run now."""
-        memory, done = self.memory, [(name, future) for name, future in self._models.items() if future.done()]
+        """Names of the models that can run now, without adapters."""
+        memory = self.memory
+        done = [(key.name, future) for key, future in self._models.items() if future.done() and not key.adapters]
         return tuple(name for name, future in done if not future.exception() and memory.holds(_core(future.result())))
 
     @property
@@ -101,17 +141,57 @@ class Residency:
         with self._lock:
             return self._memory()
 
-    def request(self, name: str) -> Future[LoadedModel]:
+    def request(self, name: str, adapters: Sequence[Adapter] = ()) -> Future[LoadedModel]:
         """The model, or the promise of it. A failed load is tried again by the next request.
+
+        Args:
+            name: of the model.
+            adapters: to have in its weights, in any order.
 
         Raises:
             KeyError: no such model is installed.
         """
-        future = self._models.get(name)
+        fused = tuple(sorted(adapters, key=lambda adapter: adapter.name))
+        key = _Key(name, fused, self._adapted.version(fused) if self._adapted and fused else self._opening(name))
+        future = self._models.pop(key, None)
         if future is None or (future.done() and future.exception() is not None):
-            future = self._loader.submit(self._open, self._specs[name])
-            self._models[name] = future
+            future = self._loader.submit(self._open, key, self._specs[name])
+        self._models[key] = future  # behind all that were asked for before
         return future
+
+    def close_idle(self, used: Iterable[tuple[str, Sequence[Adapter]]]) -> None:
+        """Close models with adapters, all but the last few, of which nobody makes use: there is no end of sets.
+
+        Args:
+            used: name and adapters of all that is in flight or wants to be.
+        """
+        adapted = [key for key in self._models if key.adapters]
+        if len(adapted) <= IDLE_SETS:
+            return
+        in_use = {(name, frozenset(adapters)) for name, adapters in used}
+        idle = [key for key in adapted if (key.name, frozenset(key.adapters)) not in in_use]
+        with self._lock:
+            for key in idle[: len(adapted) - IDLE_SETS]:
+                if self._models[key].done() and not self._loading & self._only_of(key):
+                    del self._models[key]
+                    self._forget(key)
+
+    def reopen(self, names: Sequence[str] = ()) -> None:
+        """Open models anew for rows that begin from now on: other networks run them. Those that they had leave the
+        memory behind the last row that runs on them: call it now and then, without names too."""
+        self._openings |= {name: self._openings.get(name, 0) + 1 for name in names}
+        with self._lock:
+            for key in [key for key in self._models if not key.adapters and key.version != self._opening(key.name)]:
+                if self._models[key].done():
+                    future = self._models.pop(key)
+                    if future.exception() is None:
+                        self._left[key] = weakref.ref(future.result())
+            for key in [key for key, model in self._left.items() if model() is None]:
+                if not self._loading & self._only_of(key):
+                    del self._left[key]
+                    self._forget(key)
+        for name in (name for name in names if name in self._specs):
+            self.request(name)
 
     def start(self, load: Sequence[str], evict: Sequence[str]) -> None:
         """Begin a load that :func:`service.worker.batch.next_batch` chose. It is done when :attr:`memory` says so; one
@@ -119,35 +199,41 @@ class Residency:
         with self._lock:
             if self._loading:
                 return
-            for identity in evict:
-                self._networks[identity].drop()
+            leaving = [self._networks[identity] for identity in evict]
+            for network in leaving:
+                network.leave()
             self._loading = frozenset(load)
-        self._loader.submit(self._bring, frozenset(load), len(evict))
+        self._loader.submit(self._bring, frozenset(load), leaving)
 
     def close(self) -> None:
         """Stop loading."""
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, spec: ModelSpec) -> LoadedModel:
-        loaded = self._load(spec)
+    def _open(self, key: _Key, spec: ModelSpec) -> LoadedModel:
+        loaded = self._adapted.open(spec, key.adapters) if self._adapted and key.adapters else self._load(spec)
         with self._lock:
-            self._adopt(loaded)
-            self._check(loaded)
+            self._adopt(key, loaded)
+            try:
+                self._check(loaded)
+            except ValueError:
+                self._forget(key)
+                raise
             memory, core = self._memory(), _core(loaded)
             missing = memory.missing(core)
             fits = memory.displaced(core, ()) == ()
             if fits:
                 self._loading |= missing
         if fits and missing:
-            self._bring(missing, 0)
+            self._bring(missing, [])
             for identity in missing:
                 self._networks[identity].load()  # it is there, or raises what went wrong
         return loaded
 
-    def _adopt(self, loaded: LoadedModel) -> None:
+    def _adopt(self, key: _Key, loaded: LoadedModel) -> None:
         """Take in a model's networks. Those that others have are shared, and those without room leave again: an engine
         is in memory as soon as it is made."""
         for network in loaded.networks.values():
+            self._users.setdefault(network.identity, set()).add(key)
             known = self._networks.setdefault(network.identity, network)
             if known is network:
                 continue
@@ -157,6 +243,21 @@ class Residency:
             here = [identity for identity, home in memory.networks.items() if home.since is not None]
             if self._networks[network.identity] is network and not memory.fit({*here, *memory.loading}):
                 network.drop()
+
+    def _forget(self, key: _Key) -> None:
+        """Let go of a model, and of the networks that no other has."""
+        for identity in self._only_of(key):
+            self._networks.pop(identity).drop()
+        for users in self._users.values():
+            users.discard(key)
+        self._users = {identity: users for identity, users in self._users.items() if users}
+
+    def _opening(self, name: str) -> Version:
+        """Which opening of a model is the one for rows that begin now."""
+        return (self._openings.get(name, 0),)
+
+    def _only_of(self, key: _Key) -> set[str]:
+        return {identity for identity, users in self._users.items() if users == {key}}
 
     def _check(self, loaded: LoadedModel) -> None:
         """Refuse a model one of whose stages can never run.
@@ -173,14 +274,14 @@ class Residency:
                     f"{memory.bytes(needs)} to {stage}"
                 )
 
-    def _bring(self, identities: frozenset[str], evicted: int) -> None:
-        if evicted:
-            gc.collect()  # what was dropped may hang in cycles
+    def _bring(self, identities: frozenset[str], leaving: Sequence[LazyNetwork[Any]]) -> None:
         try:
+            if leaving:
+                self._parking.take(leaving)
             seconds = loaded_together([self._networks[identity] for identity in sorted(identities)])
             logger.info("networks loaded", extra={"networks": sorted(identities), "seconds": round(seconds, 2)})
             if self._on_load is not None:
-                self._on_load(seconds, evicted)
+                self._on_load(seconds, len(leaving))
         finally:
             with self._lock:
                 self._loading -= identities

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -13,8 +14,12 @@ from service.worker.batch import BatchKey, Item
 
 REMEMBERED_S = 300.0
 """Then larger batches are tried again: what took the memory may have gone."""
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory", "bad allocation")
-"""What torch's allocators, ONNX Runtime and TensorRT say, none of which has an error class for it everywhere."""
+_SIGNS = (
+    "out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory", "bad allocation",
+    "alloc_failed",
+)  # fmt: skip
+"""What torch's allocators, cuBLAS, cuDNN, ONNX Runtime and TensorRT say, none of which has an error class for it
+everywhere."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -27,8 +32,9 @@ def out_of_memory(error: BaseException) -> bool:
 def free_what_can_be_freed() -> None:
     """Give memory back that nobody uses: of cycles that the failed batch left, and of the accelerator's cache."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # refused while another thread captures a graph; what is cached is used again
+            torch.cuda.empty_cache()
 
 
 class Room:

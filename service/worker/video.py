@@ -51,7 +51,8 @@ def encode_clip(frames: NDArray[np.uint8], request: ImageToVideo, seed: int) -> 
     Raises:
         RuntimeError: PyAV is not installed, or its FFmpeg has none of the encoders.
     """
-    content = encode_mp4(frames, request.fps, request.output_compression, origin(request, seed), encoder())
+    about = origin(request, seed) if request.metadata else ""
+    content = encode_mp4(frames, request.fps, request.output_compression, about, encoder())
     variants = {
         "thumbnail": (_thumbnail(frames[0]), "image/webp"),
         "spritesheet": (_spritesheet(frames), "image/jpeg"),
@@ -82,7 +83,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: int, quality: int, about: str, co
         frames: uint8 [T, H, W, 3]; odd sides lose a line, which 4:2:0 colours need.
         fps: frames a second.
         quality: 0 to 100.
-        about: the comment in its header.
+        about: the comment in its header; empty: none.
         codec: a name in ``CODECS``.
     """
     import av
@@ -92,7 +93,8 @@ def encode_mp4(frames: NDArray[np.uint8], fps: int, quality: int, about: str, co
         # A file, since the muxer reads it once more to put its index in front.
         path = Path(folder) / "clip.mp4"
         with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            container.metadata["comment"] = about
+            if about:
+                container.metadata["comment"] = about
             options = {**CODECS[codec], **_quality(codec, quality)}
             stream = cast(av.VideoStream, container.add_stream(codec, rate=Fraction(fps), options=options))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -14,8 +14,19 @@ import pytest
 from PIL import Image
 
 from benchmarks import load
-from benchmarks.load import Request, Run, arrival_times, closed_loop, make_requests, open_loop, warm_up_requests
-from benchmarks.serving import Segment, difference
+from benchmarks.load import (
+    Request,
+    alike_requests,
+    arrival_times,
+    closed_loop,
+    make_requests,
+    open_loop,
+    warm_up_requests,
+)
+from models.spec.model import ModelSpec
+from service.settings import ZOO
+
+SPEC = ModelSpec.read(ZOO / "emoji-xl")
 
 
 class FakeServer:
@@ -43,18 +54,23 @@ class FakeServer:
 
 
 def requests_of(*seeds: int) -> list[Request]:
-    return [Request("a", 4 + seed, 1.0, seed, "euler") for seed in seeds]
+    return [Request("m", "a", 4 + seed, 1.0, seed, "euler") for seed in seeds]
 
 
 def test_requests_are_drawn_once_and_hold_every_kind_equally_often() -> None:
-    requests = make_requests(64, 1, "euler")
-    assert requests == make_requests(64, 1, "euler") != make_requests(64, 2, "euler")
+    requests = make_requests(64, 1, SPEC)
+    assert requests == make_requests(64, 1, SPEC) != make_requests(64, 2, SPEC)
     kinds = Counter((request.num_inference_steps, request.guidance_scale) for request in requests)
     assert len(kinds) == len(load.STEPS) * len(load.GUIDANCES)
     assert set(kinds.values()) == {8}
-    measured = {request.prompt for request in make_requests(2000, 3, "euler")}
+    measured = {request.prompt for request in make_requests(2000, 3, SPEC)}
     assert len(measured) == len(load.CONCEPTS) * len(load.STYLES)
-    assert not measured & {request.prompt for request in warm_up_requests("euler")}
+    assert not measured & {request.prompt for request in warm_up_requests(SPEC)}
+    alike = alike_requests(20, 3, SPEC)
+    assert {(r.model, r.num_inference_steps, r.guidance_scale) for r in alike} == {
+        ("emoji-xl", SPEC.steps, SPEC.guidance)
+    }
+    assert len({request.seed for request in alike}) == 20
 
 
 def test_arrivals_are_a_poisson_process_of_the_asked_rate() -> None:
@@ -90,14 +106,3 @@ async def test_a_fault_is_told_and_is_no_latency() -> None:
         run = await closed_loop(client, requests_of(1, 13), 2)
     assert run.faults == ["500: out of luck"]
     assert len(run.latencies) == 1
-    segment = Segment("lock", run, 3.0, float("nan"), float("nan"), 1.0, 0.0)
-    assert segment.cpu_per_picture == 3.0
-    assert segment.to_json()["faults"] == 1
-    assert segment.to_json()["mean_lanes"] is None
-
-
-async def test_pictures_are_compared_one_by_one() -> None:
-    async with FakeServer().client() as client:
-        ours, theirs = [await closed_loop(client, requests_of(*seeds), 1) for seeds in ((1, 5), (1, 8))]
-    assert difference(ours, theirs) == {"compared": 2, "mean": 1.5, "largest": 3, "beyond_one_level": 1}
-    assert difference(Run([], 1.0), Run([], 1.0)) == {"compared": 0}

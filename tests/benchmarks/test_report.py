@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import Target, commit, facts, percentile, save
+from benchmarks.report import DOCUMENT, Target, commit, document, facts, percentile, save
 from benchmarks.servers import cpu_between
 
 
@@ -19,6 +19,16 @@ def test_a_part_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     save(path, "cpu", {"x": 3})
     assert json.loads(path.read_text()) == {"cpu": {"x": 3}, "latency": {"x": 2}}
     assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+def test_a_table_goes_between_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "figures.md"
+    path.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n")
+    document("x", "| new |", path)
+    assert path.read_text() == "a\n<!-- x: begin -->\n| new |\n<!-- x: end -->\nb\n"
+    with pytest.raises(ValueError, match="y: begin"):
+        document("y", "", path)
+    assert "<!-- serving: begin -->" in DOCUMENT.read_text()
 
 
 @pytest.mark.parametrize(

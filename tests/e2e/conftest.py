@@ -41,6 +41,15 @@ def torch_server(
     yield from run(tmp_path_factory.mktemp("torch"), sdxl_folder, sdxl_engines, "torch")
 
 
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The models of the project, as `make serve` starts them."""
+    folder = tmp_path_factory.mktemp("shipped")
+    (folder / "engines").mkdir()
+    with ServerProcess(folder / "data", None, folder / "engines") as server:
+        yield server
+
+
 @pytest.fixture(params=["onnx_server", "torch_server"])
 def server(request: pytest.FixtureRequest) -> ServerProcess:
     """Both back ends in turn."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
-
-from benchmarks import chaos
 from benchmarks.chaos import Chaos, targets_of, undisturbed
+from benchmarks.faults import Faults
 from tests.support.server import ServerProcess
 
 BODIES = [
@@ -17,13 +15,12 @@ BODIES = [
 ]
 
 
-def test_no_job_is_lost(tmp_path: Path, sdxl_folder: Path, sdxl_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaos, "FAULT_S", 2.5)
+def test_no_job_is_lost(tmp_path: Path, sdxl_folder: Path, sdxl_engines: Path) -> None:
     with ServerProcess(tmp_path / "data", sdxl_folder, sdxl_engines, lease_s="2.0") as server:
         expected = undisturbed(server, BODIES)
         assert len({hashes[0] for hashes in expected}) == len(BODIES)
-        run = Chaos(server, BODIES, random.Random(1))
-        run.run(40, ["kill_worker", "fill_disk", "lock_database", "stop_worker"])
+        run = Chaos(server, f"sqlite:///{server.data / 'jobs.sqlite3'}", BODIES, random.Random(1))
+        run.run(40, Faults(server, 2.5), ["kill_worker", "fill_disk", "lock_database", "stop_worker"])
         verdict = run.judge(expected)
     assert len(run.log.bodies) == sum(verdict.states.values()) == 40
     assert all(target.met for target in targets_of(verdict)), verdict

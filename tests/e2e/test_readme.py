@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,6 @@ from PIL import Image
 from tests.support.server import ROOT, ServerProcess
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("shipped")
-    (folder / "engines").mkdir()
-    with ServerProcess(folder / "data", None, folder / "engines") as server:
-        yield server
 
 
 def block(language: str, holds: str) -> str:

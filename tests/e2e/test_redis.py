@@ -1,4 +1,4 @@
-"""The whole server on a real Redis: several workers, and a Redis that is killed under them."""
+"""The API without torch on a real Redis: workers beside it, and a Redis that is killed under them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ def server(
     redis: RedisServer, tmp_path_factory: pytest.TempPathFactory, sdxl_folder: Path, sdxl_engines: Path
 ) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("redis")
-    settings = {"store": redis.url, "artifacts": str(folder / "pictures"), "lease_s": str(LEASE_S)}
-    with ServerProcess(folder / "data", sdxl_folder, sdxl_engines, **settings) as running:
-        yield running
+    settings = {"store": redis.url, "artifacts": str(folder / "pictures"), "lease_s": str(LEASE_S), "workers": "0"}
+    with ServerProcess(folder / "data", sdxl_folder, sdxl_engines, torch=False, **settings) as running:
+        waiting = running.submit(prompt="a red cat")
+        worker = running.work(running.data)
+        try:
+            running.finished([waiting])  # accepted before there was a worker
+            yield running
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 def test_jobs_on_redis(server: ServerProcess) -> None:
+    ended = server.metric("darkroom_store_jobs_ended_total", outcome="completed")
     job_id = server.submit(prompt="a red cat", seed=1, priority="batch", deadline_s=60)
     (job,) = server.finished([job_id])
     assert (job["priority"], job["attempts"]) == ("batch", 1)
@@ -45,7 +53,7 @@ def test_jobs_on_redis(server: ServerProcess) -> None:
     assert picture.content.startswith(b"\x89PNG")
     answer = server.http.post("/v1/images/generations", json={"prompt": "a red cat", "seed": 1}).json()
     assert answer["data"][0]["content_sha256"] == job["results"][0]["content_sha256"]
-    assert server.metric("darkroom_store_jobs_ended_total", outcome="completed") == 2
+    assert server.metric("darkroom_store_jobs_ended_total", outcome="completed") == ended + 2
     assert not (server.data / "jobs.sqlite3").exists() and not (server.data / "bus").exists()
 
 

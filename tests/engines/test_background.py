@@ -75,6 +75,11 @@ def test_how_it_failed(work: Callable[[], None], fault_said: str) -> None:
     assert done.value is None and done.fault == fault_said
 
 
+def test_what_cannot_be_sent_is_a_fault() -> None:
+    done = finished(Background(answer, (lambda: 1,)))
+    assert done.value is None and done.fault.startswith("it cannot be begun: ")
+
+
 def test_memory_is_bounded() -> None:
     done = finished(Background(hoard, (2**30,), memory_bytes=2**29))
     assert done.fault == "it needs more than 512 MiB of memory"

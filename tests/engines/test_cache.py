@@ -66,6 +66,25 @@ def test_second_time_is_found(tmp_path: Path) -> None:
     assert time.time() - first.stat().st_mtime < 60  # last use
 
 
+def test_what_is_not_there_and_whole_is_not_found(tmp_path: Path) -> None:
+    cache, build = EngineCache(tmp_path), Builder()
+    assert cache.find(KEY) is None and not build.builds
+    entry = cache.get_or_build(KEY, build)
+    os.utime(entry, (0, 0))
+    assert cache.find(KEY) == entry and time.time() - entry.stat().st_mtime < 60, "that counts as a use"
+    (entry / "engine").write_bytes(b"enginf")
+    assert cache.find(KEY) is None
+
+
+def test_what_is_discarded_is_built_again(tmp_path: Path) -> None:
+    cache, build = EngineCache(tmp_path), Builder()
+    cache.discard(KEY)
+    entry, other = cache.get_or_build(KEY, build), cache.get_or_build(replace(KEY, weights="ac"), build)
+    cache.discard(KEY)
+    assert not entry.exists() and other.exists() and cache.find(KEY) is None
+    assert cache.get_or_build(KEY, build) == entry and build.builds == 3
+
+
 def test_other_keys_are_other_entries(tmp_path: Path) -> None:
     cache, build = EngineCache(tmp_path), Builder()
     assert cache.get_or_build(KEY, build) != cache.get_or_build(replace(KEY, weights="ac"), build)

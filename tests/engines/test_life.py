@@ -1,102 +1,184 @@
-"""Who serves new rows while an engine is built, when it was accepted, and when it fails."""
+"""Who serves new rows while engines are built, when they were accepted, and when one fails."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from engines import life as module
 from engines.background import Done
 from engines.cache import EngineCache
 from engines.call import examples
-from engines.life import Built, EngineLife, build_and_judge
+from engines.life import Built, EngineFailed, EngineLife, Samples, build_and_judge
 from engines.networks import networks_of
+from engines.prepare import build_graph, find
 from engines.verdict import Verdict
 
 GOOD = Verdict(True, "", 1e-6, 0.1, 0.2)
 BAD = Verdict(False, "its largest error is 1.0e+00", 1.0, 0.1, 0.2)
+NAMES = ("unet", "vae/decoder", "vae/encoder")
+FILE = Path("network.onnx")
 
 
 class Build:
     """A build that ends when it is told to."""
 
     def __init__(self) -> None:
-        self.done: Done[Built] | None = None
+        self.done: Done[dict[str, Built]] | None = None
+        self.asked: list[tuple[Sequence[str], Samples]] = []
 
-    def poll(self) -> Done[Built] | None:
+    def __call__(self, names: Sequence[str], samples: Samples) -> Build:
+        self.asked.append((names, samples))
+        return self
+
+    def poll(self) -> Done[dict[str, Built]] | None:
         return self.done
 
-    def end(self, verdict: Verdict | None, fault: str = "") -> None:
-        built = None if verdict is None else Built(Path("network.onnx"), verdict)
-        self.done = Done(built, fault, 12.5, 0)
+    def stop(self) -> None:
+        self.done = Done(None, "stopped", 0.0, 0)
 
 
-def on_torch(x: Tensor) -> Tensor:
-    return x
-
-
-def on_engine(x: Tensor) -> Tensor:
-    return x
+def double(x: Tensor) -> Tensor:
+    return x * 2.0
 
 
 def begun() -> tuple[EngineLife, Build]:
+    """A life whose build is under way."""
     build = Build()
-    return EngineLife(on_torch, build, lambda path: on_engine if path.name == "network.onnx" else on_torch), build
+    life = EngineLife({}, NAMES, build, awaited=("unet", "vae/decoder"))
+    for name in ("unet", "vae/decoder"):
+        life.recorded(name, double)(torch.ones(2))
+    life.begin()
+    return life, build
 
 
-def test_torch_serves_until_the_engine_was_accepted() -> None:
+def test_a_build_begins_when_torch_has_shown_what_inputs_occur() -> None:
+    build = Build()
+    life = EngineLife({}, NAMES, build, awaited=("unet", "vae/decoder"))
+    unet, decoder = life.recorded("unet", double), life.recorded("vae/decoder", double)
+    assert set(life.states.values()) == {"building"} and not life.paths
+    assert torch.equal(unet(torch.ones(2)), torch.full((2,), 2.0))
+    life.begin()
+    assert not build.asked and not life.waits and not life.builds, "the decoder was not called yet"
+    decoder(torch.zeros(3))
+    assert life.waits
+    life.begin()
+    (names, samples), unet_inputs = build.asked[0], build.asked[0][1]["unet"]
+    assert list(names) == list(NAMES) and not samples["vae/encoder"] and len(samples["vae/decoder"]) == 1
+    assert (unet_inputs[0][0] == 1.0).all() and life.builds
+    life.begin()
+    unet(torch.full((2,), 5.0))
+    assert len(build.asked) == 1 and unet_inputs[0][0].shape == (2,)
+    assert life.recorded("unet", double) is double, "nothing is kept any more"
+
+
+def test_torch_serves_until_engines_were_accepted_each_by_itself() -> None:
     life, build = begun()
-    assert not life.look() and life.state == "building" and life.network is on_torch
-    build.end(GOOD)
-    assert life.network is on_torch  # new rows take it from the next look on
-    assert life.look() and life.state == "engine" and life.network is on_engine
-    assert (life.build_s, life.verdict, life.reason) == (12.5, GOOD, "")
-    assert not life.look()
+    assert not life.look() and not life.paths
+    built = {"unet": Built(FILE, verdict=GOOD), "vae/decoder": Built(None, BAD.reason, BAD), "vae/encoder": Built(FILE)}
+    build.done = Done(built, "", 12.5, 0)
+    assert not life.paths, "new rows take them from the next look on"
+    assert life.look() and life.paths == {"unet": FILE, "vae/encoder": FILE}
+    assert life.states == {"unet": "engine", "vae/decoder": "rejected", "vae/encoder": "engine"}
+    assert life.reasons == {"vae/decoder": BAD.reason} and life.verdicts == {"unet": GOOD, "vae/decoder": BAD}
+    assert life.build_s == 12.5 and not life.builds and not life.waits and not life.look()
+
+
+def test_torch_serves_for_good_when_the_build_failed() -> None:
+    life, build = begun()
+    build.done = Done(None, "its process was ended by SIGKILL", 3.0, 0)
+    assert not life.look() and set(life.states.values()) == {"rejected"} and not life.paths
+    assert set(life.reasons.values()) == {"its process was ended by SIGKILL"} and not life.waits
+
+
+def test_without_a_builder_what_is_missing_stays_on_torch() -> None:
+    life = EngineLife({"unet": Built(FILE), "vae/decoder": Built(None, "no")}, ["vae/encoder"])
+    assert life.paths == {"unet": FILE} and life.states == {"unet": "engine", "vae/decoder": "rejected"}
+    assert life.recorded("vae/encoder", double) is double and not life.waits
+
+
+def failing(error: Exception) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        raise error
+
+    return call
 
 
 @pytest.mark.parametrize(
-    ("verdict", "fault", "reason"),
-    [(BAD, "", BAD.reason), (None, "its process was ended by SIGKILL", "its process was ended by SIGKILL")],
+    ("engine", "reason"),
+    [
+        (failing(RuntimeError("illegal memory access")), "RuntimeError: illegal memory access"),
+        (lambda x: x * math.nan, "its output holds what is no number"),
+        (lambda x: (x, x / 0.0), "its output holds what is no number"),
+    ],
 )
-def test_torch_serves_for_good_when_there_is_no_engine(verdict: Verdict | None, fault: str, reason: str) -> None:
-    life, build = begun()
-    build.end(verdict, fault)
-    assert life.look() and life.state == "rejected" and life.reason == reason and life.network is on_torch
-    assert not life.look()
+def test_an_engine_that_fails_in_service_is_dropped(engine: Any, reason: str) -> None:
+    life = EngineLife({"unet": Built(FILE), "vae/decoder": Built(FILE)})
+    with pytest.raises(EngineFailed, match="engine of unet"):
+        life.guarded("unet", engine)(torch.ones(2))
+    assert (life.states["unet"], life.reasons) == ("dropped", {"unet": reason})
+    assert life.paths == {"vae/decoder": FILE}
 
 
-def test_an_engine_that_cannot_be_opened_is_rejected() -> None:
-    def refuse(path: Path) -> object:
-        raise OSError("no space left")
+@pytest.mark.parametrize("error", [ValueError("x has shape (1,)"), TypeError("expected 4 tensors"), MemoryError()])
+def test_some_errors_are_not_the_engines_fault(error: Exception) -> None:
+    def excused(raised: Exception) -> bool:
+        return isinstance(raised, TypeError | ValueError | MemoryError)
 
-    build = Build()
-    life = EngineLife(on_torch, build, refuse)  # type: ignore[arg-type]
-    build.end(GOOD)
-    assert life.look() and (life.state, life.reason) == ("rejected", "OSError: no space left")
-    assert life.network is on_torch
-
-
-def test_an_engine_that_fails_in_service_is_dropped() -> None:
-    life, build = begun()
-    build.end(GOOD)
-    life.look()
-    life.fail(RuntimeError("illegal memory access"))
-    assert (life.state, life.reason) == ("dropped", "RuntimeError: illegal memory access")
-    assert life.network is on_torch
-    assert not life.look()
+    life = EngineLife({"unet": Built(FILE)}, excused=excused)
+    with pytest.raises(type(error)):
+        life.guarded("unet", failing(error))(torch.ones(2))
+    assert torch.equal(life.guarded("unet", double)(torch.ones(2)), torch.full((2,), 2.0))  # type: ignore[arg-type]
+    assert life.states == {"unet": "engine"}
 
 
 @pytest.mark.timeout(600)
-def test_the_work_of_a_build_on_real_inputs(sdxl_folder: Path, sdxl_engines: Path, cache: EngineCache) -> None:
-    signature = networks_of(sdxl_folder)["vae/decoder"].signature
-    samples = [tuple(t.numpy() for t in examples(signature, {"batch": 2, "height": 3, "width": 5}))]
+def test_the_work_of_a_build_on_real_inputs(
+    sdxl_folder: Path, sdxl_engines: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = networks_of(sdxl_folder)["vae/decoder"]
+    inputs = examples(network.signature, {"batch": 2, "height": 3, "width": 5})
+    samples: Samples = {"vae/decoder": [tuple(tensor.numpy() for tensor in inputs)]}
     threads = torch.get_num_threads()
+
+    def work(names: list[str]) -> dict[str, Built]:
+        return build_and_judge(sdxl_folder, names, sdxl_engines, 0, samples, 60.0)
+
     try:
-        built = build_and_judge(sdxl_folder, "vae/decoder", sdxl_engines, "fp32", samples, 60.0)
+        built = work(["vae/decoder", "vae/encoder"])
+        judged = built["vae/decoder"]
+        assert judged.path is not None and judged.path.exists() and judged.verdict is not None
+        assert judged.verdict.accepted and judged.verdict.error < 1e-4
+        assert built["vae/encoder"].path is not None and built["vae/encoder"].verdict is None
+        with pytest.raises(ValueError, match="network 'refiner' is none of tiny-xl, which has unet"):
+            work(["refiner"])
+        discarded: list[object] = []
+        monkeypatch.setattr(EngineCache, "discard", lambda *arguments: discarded.append(arguments[1]))
+        monkeypatch.setattr(module, "OnnxSession", lambda *_, **__: double)
+        wrong = work(["vae/decoder"])["vae/decoder"]
+        assert wrong.path is None and "other shapes" in wrong.fault and len(discarded) == 1
     finally:
         torch.set_num_threads(threads)
-    assert built.path.exists() and built.verdict.accepted and built.verdict.error < 1e-4
-    with pytest.raises(ValueError, match="network 'refiner' is none of tiny-xl, which has unet"):
-        build_and_judge(sdxl_folder, "refiner", sdxl_engines, "fp32", samples, 60.0)
+
+
+@pytest.mark.timeout(600)
+def test_what_cannot_be_exported_is_a_fault_of_that_network_alone(
+    sdxl_folder: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(network: Any, cache: EngineCache) -> Path:
+        if network.name == "vae/encoder":
+            raise RuntimeError("the largest error against torch is 1e+0")
+        return build_graph(network, cache)
+
+    monkeypatch.setattr(module, "build_graph", refuse)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    names, root = ["vae/decoder", "vae/encoder"], find(sdxl_folder, cache)["unet"].parent.parent
+    built = build_and_judge(sdxl_folder, names, root, 0, {}, 60.0)
+    assert built["vae/decoder"].path is not None
+    assert built["vae/encoder"] == Built(None, "the largest error against torch is 1e+0")

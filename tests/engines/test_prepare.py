@@ -16,7 +16,7 @@ from engines import prepare as module
 from engines.cache import EngineCache
 from engines.networks import networks_of
 from engines.plan import PlanOptions, PlanReport
-from engines.prepare import Engines, build, build_network_plan, graph_key, plan_key, prepare, weights_digest
+from engines.prepare import Engines, build, build_network_plan, find, graph_key, plan_key, prepare, weights_digest
 from models.families import image_to_video
 from models.temporal_decoder import decode_in_chunks
 from tests.support.exportable import by_rotation
@@ -38,6 +38,14 @@ def test_a_warm_cache_exports_and_loads_nothing(
     again = prepare(sdxl_folder, cache, threads=1)
     latents = torch.randn(1, 4, 4, 4)
     assert torch.equal(again.decoder(latents), engines.decoder(latents))
+
+
+def test_what_the_cache_holds_is_found_without_an_export(
+    sdxl_folder: Path, cache: EngineCache, engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "export", never)
+    assert find(sdxl_folder, cache) == build(sdxl_folder, cache)
+    assert find(sdxl_folder, EngineCache(tmp_path)) == {}
 
 
 def test_a_warm_start_does_not_import_the_exporter(sdxl_folder: Path, cache: EngineCache, engines: Engines) -> None:

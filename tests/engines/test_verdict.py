@@ -90,3 +90,5 @@ def test_the_recorder_keeps_copies_of_the_latest_inputs() -> None:
         x.fill_(value)
         assert recorder(x).item() == 2.0 * value  # type: ignore[union-attr]  # one output
     assert [sample[0].item() for sample in recorder.samples] == [2.0, 3.0]
+    recorder.stop()
+    assert recorder(x).item() == 6.0 and not recorder.samples  # type: ignore[union-attr]

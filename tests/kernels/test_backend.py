@@ -105,3 +105,17 @@ def test_switches_within_a_block() -> None:
         assert backend._selected == {"blend": "auto", "geglu": "torch"}
         raise RuntimeError
     assert backend._selected == {"blend": "torch"}
+
+
+def test_switches_are_read_from_a_setting() -> None:
+    assert backend.read_switches("") == {}
+    assert backend.read_switches(" attention=torch, geglu = triton,") == {"attention": "torch", "geglu": "triton"}
+    for text, message in (("geglu", "'geglu', expected op=backend"), ("gelu=torch", "kernel 'gelu'")):
+        with pytest.raises(ValueError, match=message):
+            backend.read_switches(text)
+
+
+def test_numerics_name_the_switches() -> None:
+    plain = backend.numerics()
+    with selected({"geglu": "torch", "blend": "auto"}):
+        assert backend.numerics() == f"{plain}geglu=torch"

@@ -21,6 +21,7 @@ def test_a_network_of_billions_takes_no_memory() -> None:
         ({}, "class None is not served"),
         ({"_class_name": "FluxTransformer2DModel"}, "'FluxTransformer2DModel' is not served; known: UNet2D"),
         ({"architectures": ["BertModel"]}, "'BertModel' is not served"),
+        ({"architectures": ["CLIPTextModel"], "hidden_act": -1}, "config of a CLIPTextModel makes no sense"),
     ],
 )
 def test_other_networks_are_refused(config: dict[str, object], message: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +88,40 @@ def test_a_folder(sdxl_folder: Path, tmp_path: Path) -> None:
     assert not found.whole and found.missing == ("tokenizer_2",) and found.licence == "my-own"
     assert "is no safetensors file" in faults["vae"] and "class 'X' is not served" in faults["unet"]
     assert not faults["text_encoder"]
+
+
+ODD = (None, True, -1, 0, 1.5, 10**30, "", "../../etc/passwd", [], [[]], {}, {"a": 1}, [None])
+
+
+def disturbed(value: Any, draw: random.Random) -> Any:
+    """One place of a JSON value taken out, or something else in its stead."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(sorted(value))
+        rest = {name: one for name, one in value.items() if name != key}
+        return rest if draw.random() < 0.2 else {**rest, key: disturbed(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.6:
+        return [disturbed(one, draw) if draw.random() < 1.5 / len(value) else one for one in value]
+    return draw.choice(ODD)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_configs_that_make_no_sense_never_do_more_than_raise_our_error(sdxl_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sdxl_folder, tmp_path / "odd")
+    configs = sorted(path for path in folder.rglob("*.json") if "tokenizer" not in path.parent.name)
+    draw, refused, read, end = random.Random(0), 0, 0, time.process_time() + 30.0
+    while time.process_time() < end:
+        path = draw.choice(configs)
+        content = path.read_text()
+        path.write_text(json.dumps(disturbed(json.loads(content), draw)))
+        try:
+            found = inspect(folder)
+            read, refused = read + found.whole, refused + (not found.whole)
+        except ValueError as error:
+            assert str(folder) in str(error)
+            refused += 1
+        path.write_text(content)
+    assert refused > 20 and read > 20 and inspect(folder).whole
 
 
 def test_a_folder_around_a_single_file(sdxl_folder: Path, tmp_path: Path) -> None:

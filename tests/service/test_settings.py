@@ -26,7 +26,7 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.backend) == ("127.0.0.1", 8000, "onnxruntime")
     assert settings.data == Path.home() / ".local/share/darkroom" and settings.threads >= 1
     assert settings.url == "http://127.0.0.1:8000"
-    assert len(Settings.model_fields) <= 20
+    assert len(Settings.model_fields) <= 28
     below = [Path(settings.bus_address), Path(settings.artifacts_address), settings.engines_path]
     below += [settings.worker_status_path, settings.worker_metrics_path]
     assert all(path.parent == settings.data for path in below) and len(set(below)) == 5
@@ -93,6 +93,7 @@ def test_a_child_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.models == (Path("/a"), Path("/b")) and settings.data.is_absolute()
     environment = settings.child_environment()
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["SVT_LOG"] == "1"
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
@@ -102,7 +103,7 @@ def test_they_are_frozen_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1
     wrong = {"PORT": "x", "THREADS": "0", "BACKEND": "cuda", "LEASE_S": "0", "LOG_LEVEL": "loud"}
-    wrong |= {"RETENTION_S": "-1", "RETENTION_BYTES": "1.5"}
+    wrong |= {"RETENTION_S": "-1", "RETENTION_BYTES": "1.5", "DEVICE": "gpu", "PRECISION": "int8", "HOST_BYTES": "-1"}
     for name, value in wrong.items():
         with monkeypatch.context() as changed:
             changed.setenv(f"DARKROOM_{name}", value)

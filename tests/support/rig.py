@@ -28,7 +28,7 @@ from service.worker.input import NO_INPUTS, Inputs
 from service.worker.loop import Worker
 from service.worker.media import encode_picture
 from service.worker.picture import Picture
-from service.worker.residency import LoadedModel, Residency
+from service.worker.residency import Adapted, LoadedModel, Residency
 from service.worker.runner import Runner
 
 NAME = "worker-under-test"
@@ -147,13 +147,14 @@ class Rig:
         loaded: LoadedModel,
         load: Callable[[ModelSpec], LoadedModel] | None = None,
         others: Sequence[LoadedModel] = (),
+        adapted: Adapted | None = None,
     ) -> None:
         self.loaded, self.unet, self.decoder = watch(loaded)
         models = {model.model.spec.name: model for model in (self.loaded, *others)}
         self.store, self.api = SQLiteStore(folder / "jobs.sqlite3"), Bus(folder / "bus")
         self.artifacts, self.metrics = ArtifactStore(folder / "artifacts"), WorkerMetrics()
         self.models = specs = {name: model.model.spec for name, model in models.items()}
-        self.residency = Residency(specs, load or (lambda spec: models[spec.name]))
+        self.residency = Residency(specs, load or (lambda spec: models[spec.name]), adapted=adapted)
         self.bus = Bus(folder / "bus")
         self.worker = self._worker(NAME)
 

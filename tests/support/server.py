@@ -32,13 +32,20 @@ class ServerProcess:
         model: the one model folder it serves; None for the shipped models.
         engines: an engine cache that holds that model's networks.
         backend: ``onnxruntime`` or ``torch``.
+        torch: whether the server's process finds torch; those of :meth:`work` always do.
         settings: more of them, by field.
     """
 
     def __init__(
-        self, data: Path, model: Path | None, engines: Path, backend: str = "onnxruntime", **settings: str
+        self,
+        data: Path,
+        model: Path | None,
+        engines: Path,
+        backend: str = "onnxruntime",
+        torch: bool = True,
+        **settings: str,
     ) -> None:
-        self.data, self.backend = data, backend
+        self.data, self.backend, self._torch = data, backend, torch
         data.mkdir(parents=True, exist_ok=True)
         if not (data / "engines").exists():
             (data / "engines").symlink_to(engines)
@@ -47,6 +54,7 @@ class ServerProcess:
             **{name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")},
             "PYTHONPATH": str(ROOT),
             "DARKROOM_BACKEND": backend,
+            "DARKROOM_ENGINES": "cached",
             "DARKROOM_THREADS": "1",
             **{f"DARKROOM_{name.upper()}": value for name, value in settings.items()},
         }
@@ -80,11 +88,17 @@ class ServerProcess:
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--data", str(self.data)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, env=self._environment, cwd=ROOT, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=self._own_environment(), cwd=ROOT, stdout=log, stderr=log)
         self.http.close()
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=120.0)
         self.until(self.ready, READY_S)
+
+    def _own_environment(self) -> dict[str, str]:
+        if self._torch:
+            return self._environment
+        path = os.pathsep.join([str(ROOT / "tests" / "support" / "no_torch"), self._environment["PYTHONPATH"]])
+        return {**self._environment, "PYTHONPATH": path}
 
     def ready(self) -> bool:
         """Whether it says so."""
@@ -133,9 +147,11 @@ class ServerProcess:
             time.sleep(0.02)
 
     def work(self, data: Path) -> subprocess.Popen[bytes]:
-        """One more worker, with the same settings and a data folder of its own. Who starts it ends it."""
-        data.mkdir()
-        (data / "engines").symlink_to((self.data / "engines").resolve())
+        """One more worker, with the same settings and this data folder: one of its own, or the server's if that keeps
+        none. Who starts it ends it."""
+        data.mkdir(exist_ok=True)
+        if not (data / "engines").exists():
+            (data / "engines").symlink_to((self.data / "engines").resolve())
         command = [sys.executable, "-m", "service.cli", "worker", "--data", str(data)]
         with self.log.open("ab") as log:
             return subprocess.Popen(command, env=self._environment, cwd=ROOT, stdout=log, stderr=log)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5EncoderModel
 
-from models.checkpoints.stored import weight_files
+from models.checkpoints.stored import stored_numbers, weight_files
 from models.encoders import load_encoder
 from models.spec.config import read_json
 from models.weights import load_mmdit, load_temporal_vae, load_unet, load_vae
@@ -90,6 +90,16 @@ def test_a_single_file_is_the_folder_to_the_bit(pair: Callable[[str], tuple[Path
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in expected), part
         assert any(float(tensor.std()) > 0.1 for tensor in state.values() if tensor.dim() > 1)
+
+
+def test_the_numbers_of_each_part_are_counted_in_headers(pair: Callable[[str], tuple[Path, Path]]) -> None:
+    folder, single = pair("sdxl")
+    for part in PARTS["sdxl"]:
+        numbers = sum(tensor.numel() for tensor in load_part(folder, part, "sdxl").state_dict().values())
+        assert stored_numbers(folder / part) == numbers
+        assert abs(stored_numbers(single / part) - numbers) < 10, "of a scalar that only single files have"
+    with pytest.raises(ValueError, match="which has no transformer"):
+        stored_numbers(single / "transformer")
 
 
 def test_diffusers_makes_the_same_of_these_files(pair: Callable[[str], tuple[Path, Path]]) -> None:

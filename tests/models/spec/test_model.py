@@ -46,9 +46,10 @@ def test_a_card_overrides_the_defaults(tmp_path: Path) -> None:
     assert not spec.zeros_for_empty_prompt
 
 
-def test_another_pipeline_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path, _class_name="FluxPipeline")
-    with pytest.raises(ValueError, match="FluxPipeline"):
+@pytest.mark.parametrize("name", ["FluxPipeline", ["StableDiffusionXLPipeline"], None])
+def test_another_pipeline_is_refused(tmp_path: Path, name: object) -> None:
+    write_model(tmp_path, _class_name=name)
+    with pytest.raises(ValueError, match="is not served"):
         ModelSpec.read(tmp_path)
 
 

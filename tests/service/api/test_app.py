@@ -1,11 +1,8 @@
-"""The wiring: what it imports, how fast it starts, what it offers."""
+"""The wiring: what it offers, and what runs beside it."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +14,11 @@ import pytest
 from models.spec.model import ModelSpec
 from service.api import app
 from service.api.context import Services
+from service.api.forecast import Forecast
 from service.errors import Unavailable
+from service.jobs.job import JobState
 from service.jobs.retention import Deleted, Retention
+from service.jobs.store import QueueStats
 from service.metrics import ApiMetrics
 from service.settings import Settings
 from tests.service.api.conftest import Server, run_server
@@ -27,15 +27,6 @@ from tests.service.api.conftest import Server, run_server
 def test_schema_is_served(shared: Server) -> None:
     paths = shared.http.get("/openapi.json").json()["paths"]
     assert {"/v1/images/generations", "/v1/jobs", "/v1/models"} <= set(paths)
-
-
-def test_no_torch_and_a_quick_start() -> None:
-    code = "import sys, service.api.serve; sys.exit(any(m in sys.modules for m in ('torch', 'onnxruntime')))"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Below 2 s on an idle machine; on a busy one processor time counts double.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
 
 
 @dataclass
@@ -72,6 +63,25 @@ async def test_workers_may_renew_before_leases_are_taken_back(
         await asyncio.sleep(0.01)
     reaping.cancel()
     assert store.calls[: len(calls)] == calls
+
+
+async def test_what_workers_elsewhere_end_is_observed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(app, "OBSERVE_S", 0.01)
+    looks = 0
+
+    def stats() -> QueueStats:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise Unavailable("the server does not answer")
+        return QueueStats(5, 1, None, ended={JobState.COMPLETED: looks})
+
+    services = SimpleNamespace(store=SimpleNamespace(stats=stats), forecast=Forecast(tmp_path / "none"))
+    observing = asyncio.create_task(app._observe(cast(Services, services)))
+    while services.forecast.seconds_per_job("m") is None:
+        await asyncio.sleep(0.01)
+    observing.cancel()
+    assert looks >= 3 and services.forecast.seconds_per_job("m") > 0
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from service.api import events
 from service.api.events import REMEMBERED, Heard, JobWatch
+from service.api.reading import Reader
 from service.api.views import Progress
 from service.errors import Unavailable, UnknownJob
 from service.jobs.bus import Bus, Event
@@ -36,7 +37,7 @@ class Scene:
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     store, own, worker = SQLiteStore(tmp_path / "jobs"), Bus(tmp_path / "bus"), Bus(tmp_path / "bus")
-    watch = JobWatch(own, store)
+    watch = JobWatch(own, Reader(store, at_once=True))
     watch.start()
     yield Scene(watch, store, worker)
     watch.stop()

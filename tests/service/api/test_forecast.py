@@ -65,6 +65,27 @@ def test_the_file_is_read_now_and_then(tmp_path: Path) -> None:
     assert found.seconds_per_job("m") is None
 
 
+def test_workers_elsewhere_are_known_by_what_they_end(tmp_path: Path) -> None:
+    now = 0.0
+    found = Forecast(tmp_path / "none", lambda: now)
+
+    def observe(at: float, queued: int, completed: int) -> float | None:
+        nonlocal now
+        now = at
+        ended = {JobState.COMPLETED: completed, JobState.FAILED: 1, JobState.CANCELLED: int(at)}
+        found.observe(QueueStats(queued, 1, None, ended=ended))
+        return found.seconds_per_job("m")
+
+    assert observe(0, 9, 0) is None, "nothing has ended since"
+    assert observe(5, 7, 10) == 0.5
+    assert observe(10, 7, 12) == 10 / 12, "over all that was seen while jobs waited"
+    assert observe(15, 0, 13) == 10 / 12, "they may have idled"
+    assert observe(20, 3, 13) == 10 / 12 and observe(30, 3, 18) == 2.0, "begun anew"
+    WorkerStatus(pid=os.getpid(), state="ready", seconds_per_job={"m": 7.0}).write(tmp_path / "none")
+    now = 40.0
+    assert (found.seconds_per_job("m"), found.seconds_per_job("other")) == (7.0, 2.0), "a worker here says it better"
+
+
 def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
     server.painter.pause()
     WorkerStatus(pid=os.getpid(), state="ready", seconds_per_job={"tiny": 7.0}).write(

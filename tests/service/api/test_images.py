@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from models.spec.model import ModelSpec
 from service.api import events
+from service.jobs.artifacts import ArtifactStore
 from service.jobs.job import JobError, JobState
 from service.settings import Settings
 from tests.service.api.conftest import Server, run_server, square
@@ -158,8 +160,7 @@ def the_request(server: Server) -> Any:
 
 
 def stored(server: Server, name: str) -> Image.Image:
-    content = (Path(server.settings.artifacts_address) / name[:2] / name[2:4] / name).read_bytes()
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(ArtifactStore(server.settings.artifacts_address).open(name)))
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["image", "image[]"])
@@ -228,6 +229,13 @@ def test_edits_that_cannot_be(shared: Server) -> None:
     assert missing.status_code == 400 and missing.json()["error"]["message"] == "image is required"
 
 
+@pytest.mark.parametrize("metadata", [True, False])
+def test_the_setting_for_metadata_is_in_the_job(tmp_path: Path, models: dict[str, ModelSpec], metadata: bool) -> None:
+    with contextmanager(run_server)(Settings(data=tmp_path / "data", metadata=metadata), models) as server:
+        server.http.post("/v1/jobs", json={"prompt": "x"})
+        assert the_request(server).metadata is metadata
+
+
 def test_unknown_model_names_the_installed(shared: Server) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         shared.openai.images.generate(prompt="x", model="dall-e-3")
@@ -240,6 +248,13 @@ def test_failed_job_is_not_retried(server: Server) -> None:
         server.openai.images.generate(prompt="x")
     assert caught.value.code == "out_of_memory" and "no memory left" in str(caught.value)
     assert len(server.store.list(10)) == 1
+
+
+def test_what_only_a_worker_could_refuse_is_the_requests_fault(server: Server) -> None:
+    server.painter.error = JobError(code="adapter_unusable", message="'ink' is for another model")
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.openai.images.generate(prompt="x")
+    assert caught.value.code == "adapter_unusable" and "'ink' is for another model" in str(caught.value)
 
 
 def test_full_queue_is_retried_by_the_client(server: Server) -> None:

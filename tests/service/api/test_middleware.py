@@ -63,12 +63,22 @@ def test_slow_bodies_are_cut_off(shared: Server, monkeypatch: pytest.MonkeyPatch
     assert shared.http.get("/health/live").status_code == 200
 
 
+def test_a_client_that_leaves_before_its_body_has_come_is_no_fault_of_ours(server: Server) -> None:
+    with connected(server, *POST) as leaving:
+        leaving.sendall(b"{")
+    left = 'darkroom_requests_total{endpoint="/v1/jobs",status="499"} 1.0'
+    server.until(lambda: left in server.http.get("/metrics").text)
+    assert 'status="500"' not in server.http.get("/metrics").text
+    server.http.get("/broken")
+    assert 'status="500"' in server.http.get("/metrics").text
+
+
 def test_a_client_that_takes_nothing_is_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "PAUSE_S", 0.5)
     address = server.http.post("/v1/jobs", json={"prompt": "x"}).headers["location"]
     server.until(lambda: server.http.get(address).json()["state"] == "completed")
     name = server.http.get(address).json()["results"][0]["content_sha256"]
-    folder = server.settings.data / "artifacts" / name[:2] / name[2:4]
+    folder = server.settings.data / "artifacts" / name[:2]
     (folder / name).write_bytes(bytes(64 * 2**20))
     with connected(server, b"GET %s/results/0 HTTP/1.1" % address.encode(), b"Host: x") as deaf:
         server.until(lambda: "darkroom_open_requests 2.0" in server.http.get("/metrics").text)

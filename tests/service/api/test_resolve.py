@@ -9,7 +9,7 @@ import pytest
 
 from models.spec.model import ModelSpec
 from service.api.resolve import capabilities, find_model, resolve, schedulers
-from service.api.schema import JobRequest
+from service.api.schema import ImagesRequest, JobRequest
 from service.errors import InvalidRequest, UnknownModel
 from service.jobs.job import TextToImage
 
@@ -56,8 +56,17 @@ def test_a_model_that_needs_a_picture_is_not_asked_for_one(models: dict[str, Mod
     spec = next(iter(models.values()))
     assert capabilities(replace(spec, needs="picture")) == ("image-to-image", "inpainting")
     assert capabilities(replace(spec, needs="picture and mask")) == ("inpainting",)
-    with pytest.raises(InvalidRequest, match="does inpainting, not text-to-image"):
-        resolve(JobRequest(prompt="x"), {spec.name: replace(spec, needs="picture and mask")})
+    for needs, body, field in (
+        ("picture", JobRequest(prompt="x"), "image"),
+        ("picture and mask", JobRequest(prompt="x"), "image"),
+        ("picture and mask", JobRequest(prompt="x", model="tiny", task="image-to-image", image=b"x"), "mask"),
+    ):
+        needy = {spec.name: replace(spec, needs=needs)}  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match=f"{field} is required: model 'tiny' needs a {needs}") as refused:
+            resolve(body, needy)
+        assert refused.value.param == field
+    choice = {"needy": replace(spec, name="needy", needs="picture"), spec.name: spec}
+    assert resolve(ImagesRequest(prompt="x"), choice).model == spec.name
 
 
 def test_a_fast_decoder_is_a_folder_of_the_model(models: dict[str, ModelSpec], tmp_path: Path) -> None:

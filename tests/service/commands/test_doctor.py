@@ -28,6 +28,7 @@ def test_a_sound_installation(offline: list[TextToImage], monkeypatch: pytest.Mo
     assert [subject for subject, (level, _) in said.items() if level == "fault"] == []
     assert said["store"][1].endswith("0 queued, 0 running") and said["models"] == ("ok", "tiny")
     assert said["extra worker"][0] == "ok" and "torch 2" in said["extra worker"][1]
+    assert said["networks"] == ("ok", "on the processor, fp32, onnxruntime")
     assert said["GPU"][0] == said["server"][0] == said["worker"][0] == said["engines"][0] == "note"
     done = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
     assert done.exit_code == 0 and "0 queued" in done.output
@@ -69,6 +70,18 @@ def test_gpus(offline: list[TextToImage], monkeypatch: pytest.MonkeyPatch, code:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     said = found()["GPU"]
     assert said[0] == level and stdout.strip() in said[1]
+
+
+def test_where_networks_run(offline: list[TextToImage], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (("is_available", True), ("device_count", 1)):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda said=said: said)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr("service.worker.placement.weights_limit", lambda *_: 90 * 2**30)
+    text = "on cuda:0 (NVIDIA H200/sm_90), bf16, kernels geglu=torch, CUDA graphs, up to 90.0 GiB of weights"
+    assert found(kernels="geglu=torch")["networks"] == ("ok", text)
+    assert found(device="cuda:1")["networks"] == ("fault", "device is 'cuda:1', and torch sees 1 CUDA devices")
+    assert found(kernels="gelu=torch")["networks"][0] == "fault"
 
 
 def test_the_worker_of_this_folder(offline: list[TextToImage], tmp_path: Path) -> None:

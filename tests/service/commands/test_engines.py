@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from engines.cache import EngineCache, EngineKey
 from engines.plan import PlanReport
+from engines.quality import Quality
 from service.cli import app
 
 KEY = EngineKey("unet", "ab", "fp32", "onnx-20", "torch-2.13.0", "cd")
@@ -71,6 +72,20 @@ def test_build_a_plan(sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path) -> 
     assert done.exit_code == 0, done.output
     report = PlanReport.read(Path(done.output.strip().split(": ")[1]).parent)
     assert report.buckets == ({"batch": 1, "height": 4, "width": 8}, {"batch": 4, "height": 4, "width": 8})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "say --denoiser or --decoder"), (["--denoiser", "int4"], "int4"), (["--decoder", "int8"], "dB, ")],
+)
+def test_quality(
+    sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    measured = Quality(psnr_db=31.0, levels=1.5, seconds_ratio=0.9, bytes_ratio=0.3)
+    monkeypatch.setattr("engines.quality.measure", lambda *_: measured)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    done = run("quality", sdxl_folder, "--data", tmp_path, *arguments)
+    assert (done.exit_code == 0) is ("dB" in said) and said in done.output
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def files(folder: Path) -> list[str]:
 
 def test_names_are_spread_over_folders(tmp_path: Path) -> None:
     ArtifactStore(tmp_path).put(b"picture")
-    assert files(tmp_path) == [f"{NAME[:2]}/{NAME[2:4]}/{NAME}"]
+    assert files(tmp_path) == [f"{NAME[:2]}/{NAME}"]
 
 
 def test_putting_twice_writes_once(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_putting_twice_writes_once(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     store = ArtifactStore(tmp_path)
     store.put(b"another")
-    (tmp_path / NAME[:2] / NAME[2:4]).mkdir(parents=True)
+    (tmp_path / NAME[:2]).mkdir(parents=True)
     before = files(tmp_path)
 
     def fail(*_: object) -> None:
@@ -64,7 +64,7 @@ def test_the_bytes_are_on_disk_before_they_have_their_name(tmp_path: Path, monke
     watch("fsync", os.fsync)
     watch("replace", os.replace)
     ArtifactStore(tmp_path).put(b"picture")
-    assert calls == ["fsync", "fsync", "fsync", "replace", "fsync"]  # two new folders, the file, its folder
+    assert calls == ["fsync", "fsync", "replace", "fsync"]  # a new folder, the file, its folder
 
 
 @pytest.mark.parametrize("moment", ["before it is renamed", "after it was renamed"])
@@ -87,7 +87,7 @@ def test_bytes_that_are_put_while_they_are_removed_stay(
         slow.setattr(os, "rename", put_meanwhile)
         store.remove(NAME, 2000)
     assert store.open(NAME) == b"picture"
-    assert files(tmp_path) == [f"{NAME[:2]}/{NAME[2:4]}/{NAME}"]
+    assert files(tmp_path) == [f"{NAME[:2]}/{NAME}"]
 
 
 def test_what_a_killed_writer_left_is_tidied_up(tmp_path: Path, spawn: Spawn) -> None:
@@ -132,4 +132,4 @@ for size in (90_000, 110_000):
     assert child.stdout is not None
     fits = hashlib.sha256(bytes(90_000)).hexdigest()
     assert child.stdout.read().splitlines() == [fits, "File too large"]
-    assert files(tmp_path) == [f"{fits[:2]}/{fits[2:4]}/{fits}"]
+    assert files(tmp_path) == [f"{fits[:2]}/{fits}"]

@@ -21,7 +21,7 @@ def memory() -> Iterator[dict[str, object]]:
 def test_files_lie_under_the_prefix(memory: dict[str, object]) -> None:
     for address in ("memory://bucket/prefix", "memory://bucket/prefix/"):
         name = ArtifactStore(address).put(b"picture")
-        assert list(memory) == [f"/bucket/prefix/{name[:2]}/{name[2:4]}/{name}"]
+        assert list(memory) == [f"/bucket/prefix/{name[:2]}/{name}"]
 
 
 def test_bytes_that_were_cut_off_are_missing_until_they_are_put_again(memory: dict[str, object]) -> None:
@@ -45,7 +45,7 @@ def test_other_files_are_passed_over(memory: dict[str, object]) -> None:
 def test_a_file_url_is_a_folder_by_another_driver(tmp_path: Path) -> None:
     store = ArtifactStore(f"file://{tmp_path}/new")
     name = store.put(b"picture")
-    path = tmp_path / "new" / name[:2] / name[2:4] / name
+    path = tmp_path / "new" / name[:2] / name
     assert path.read_bytes() == b"picture"
     os.utime(path, (1000, 1000))
     (listed,) = store.list()

@@ -37,7 +37,7 @@ class Scene:
         """An artifact of that age."""
         name = self.artifacts.put(content)
         at = self.now - days_ago * DAY
-        os.utime(self.folder / name[:2] / name[2:4] / name, (at, at))
+        os.utime(self.folder / name[:2] / name, (at, at))
         return name
 
     def job(self, days_ago: float, *contents: bytes) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.jobs.artifacts import ArtifactStore
-from service.jobs.job import Adapter, ImageToImage, Job, JobState, Lease, Priority, Result
+from service.jobs.job import ImageToImage, Job, JobState, Lease, Priority, Result
 from service.worker.boarding import Boarding, Refused
 from service.worker.checkpoints import Entry, pack
 from service.worker.flight import ActiveJob
@@ -74,6 +74,14 @@ def test_a_job_boards_with_all_its_pieces(gate: Gate) -> None:
     assert [piece.seed for piece in found] == [7, 8, 9] and {piece.arrived_at for piece in found} == {5.0}
     assert {(piece.priority, piece.deadline_at) for piece in found} == {(Priority.BATCH, 9.0)}
     assert not gate.boarding.jobs and job.results == [None] * 3
+
+
+def test_a_model_that_went_meanwhile(gate: Gate) -> None:
+    _, refused = gate.take(make_request(model="gone"))
+    assert isinstance(refused, Refused) and refused.code == "model_load_failed"
+    assert str(refused) == "model 'gone' is not installed any more"
+    _, boarded = gate.take(REQUEST)
+    assert not isinstance(boarded, Refused)
 
 
 def test_inputs_are_read(gate: Gate) -> None:
@@ -139,11 +147,3 @@ def test_a_job_that_was_dropped_does_not_board(gate: Gate) -> None:
     gate.boarding.drop("job")
     gate.residency.request("tiny-xl").result(30)
     assert gate.boarding.ready() == [] and gate.boarding.jobs == []
-
-
-def test_adapters_are_refused_and_never_ignored(gate: Gate) -> None:
-    _, boarded = gate.take(make_request(loras=(Adapter(name="ink"),)))
-    assert isinstance(boarded, Refused) and boarded.code == "request_unsupported"
-    assert "loras=ink" in str(boarded)
-    _, boarded = gate.take(make_request())
-    assert not isinstance(boarded, Refused)

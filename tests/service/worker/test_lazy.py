@@ -5,11 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from service.worker import lazy
@@ -20,7 +18,6 @@ from service.worker.lazy import (
     LazyDenoisers,
     LazyNetwork,
     LoadFailed,
-    fp32_bytes,
     loaded_together,
 )
 
@@ -89,6 +86,16 @@ def test_models_share_a_network_of_one_identity() -> None:
     assert theirs.home.since is None
 
 
+def test_a_derived_network_is_read_on_its_own_and_changed_after_every_load() -> None:
+    weights, changed = Weights(), list[nn.Module]()
+    plain = make(weights)
+    derived = plain.derived("0123456789abcdef-and-more", changed.append)
+    assert derived.identity == "unet-1+0123456789abcdef" and derived.size_bytes == plain.size_bytes
+    assert derived.get() is not plain.get() and weights.reads == 2
+    derived.drop()
+    assert changed == [changed[0], derived.get()] and plain.get() not in changed
+
+
 def test_two_threads_load_it_once() -> None:
     weights, barrier, got = Weights(), threading.Barrier(2), []
     network = make(weights)
@@ -119,6 +126,22 @@ def test_a_failed_load_stands_for_a_while_and_is_tried_again(monkeypatch: pytest
     weights.error = ""
     network.get()
     assert network.home.since == clock.now
+
+
+def test_memory_that_others_left_is_freed_for_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed, errors = list[bool](), [torch.OutOfMemoryError("CUDA out of memory")]
+    monkeypatch.setattr(lazy, "free_what_can_be_freed", lambda: freed.append(True))
+
+    def read() -> nn.Module:
+        if errors:
+            raise errors.pop()
+        return nn.Linear(2, 2)
+
+    LazyNetwork("unet-1", 24, read).get()
+    assert freed == [True]
+    errors.extend([torch.OutOfMemoryError("CUDA out of memory")] * 2)
+    with pytest.raises(LoadFailed, match="out of memory"):
+        LazyNetwork("unet-2", 24, read).get()
 
 
 def test_weights_are_ordinary_tensors_wherever_they_are_asked_for() -> None:
@@ -156,12 +179,3 @@ def test_a_conditioner_is_called_like_itself() -> None:
 
     conditioner = LazyConditioner(LazyNetwork("c", 1, Echo))
     assert conditioner.encode("a", width=2) == conditioner.encode_pair("a", width=2) == (("a",), {"width": 2})
-
-
-def test_size_in_memory_is_read_from_headers(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(3, 5, dtype=torch.float16), "b": torch.zeros(())}, tmp_path / "one.safetensors")
-    save_file({"c": torch.zeros(7)}, tmp_path / "two.safetensors", metadata={"format": "pt"})
-    assert fp32_bytes(tmp_path.glob("*.safetensors")) == 4 * (15 + 1 + 7)
-    (tmp_path / "three.safetensors").write_bytes(b"not such a file")
-    with pytest.raises(ValueError, match="three"):
-        fp32_bytes([tmp_path / "three.safetensors"])

@@ -99,6 +99,16 @@ def test_what_made_it_is_written_inside(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
+def test_nothing_is_written_inside_where_that_is_off(name: str) -> None:
+    request = REQUEST.model_copy(update={"output_format": name})
+    told, silent = (
+        encode_picture(picture(), request.model_copy(update={"metadata": metadata}), 12) for metadata in (True, False)
+    )
+    assert b"darkroom" in told and b"darkroom" not in silent
+    assert decoded(told).tobytes() == decoded(silent).tobytes()
+
+
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_same_picture_has_the_same_bytes(name: str) -> None:
     request = REQUEST.model_copy(update={"output_format": name})
     first = encode_picture(picture(), request, 5)

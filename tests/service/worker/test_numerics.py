@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from service.jobs.job import Adapter
 from service.worker.numerics import network_id, numerics_id
 
 PARTS = {"backend": "torch", "precision": "fp32", "device": "cpu/AVX2"}
@@ -28,12 +27,8 @@ def test_names_and_values_do_not_run_together() -> None:
     assert numerics_id({"a": "bc"}) != numerics_id({"ab": "c"})
 
 
-def test_a_network_is_its_weights_its_back_end_and_the_set_of_its_adapters() -> None:
-    ink, gold = Adapter(name="ink", scale=0.5), Adapter(name="gold")
+def test_a_network_is_its_weights_and_its_back_end() -> None:
     plain = network_id("unet", "w", "torch")
-    assert plain == network_id("unet", "w", "torch", ()) and plain.startswith("unet-")
-    assert network_id("unet", "w", "torch", [ink, gold]) == network_id("unet", "w", "torch", [gold, ink])
-    stronger = ink.model_copy(update={"scale": 1.0})
-    others = [network_id("unet", "v", "torch"), network_id("unet", "w", "onnxruntime")]
-    others += [network_id("unet", "w", "torch", [adapter]) for adapter in (ink, gold, stronger)]
+    assert plain == network_id("unet", "w", "torch") and plain.startswith("unet-")
+    others = [network_id("unet", "v", "torch"), network_id("unet", "w", "onnxruntime"), network_id("vae", "w", "torch")]
     assert len({plain, *others}) == len(others) + 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.families import image_to_video, text_to_image
@@ -18,6 +19,7 @@ from service.worker.opening import load_model
 from service.worker.residency import LoadedModel, Role
 from service.worker.runner import Runner
 from tests.support.rig import denoised, make_request
+from tests.support.single_files import write_single_file
 from tests.support.tiny_towers import write_tiny_svd
 
 TORCH = Settings(backend="torch", threads=1)
@@ -138,3 +140,19 @@ def test_the_encoder_beside_engines_begins_from_a_picture(
 
     assert torch.allclose(latent(fast, drawn), latent(loaded, drawn), atol=1e-4)
     assert not torch.allclose(latent(fast, drawn), latent(loaded, none), atol=1e-4)
+
+
+def test_models_in_single_files_share_no_encoders_but_equal_ones(sdxl_folder: Path, tmp_path: Path) -> None:
+    def opened(name: str, gain: float) -> LoadedModel:
+        folder = shutil.copytree(sdxl_folder, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        tensors = write_single_file(sdxl_folder, folder / "all.safetensors", "sdxl")
+        changed = {key: gain * tensor if key.startswith("conditioner.") else tensor for key, tensor in tensors.items()}
+        save_file({key: tensor.contiguous() for key, tensor in changed.items()}, folder / "all.safetensors")
+        return load_model(ModelSpec.read(folder), TORCH)
+
+    one, same, other = opened("one", 1.0), opened("same", 1.0), opened("other", 2.0)
+    assert identity(one, "conditioner") == identity(same, "conditioner") != identity(other, "conditioner")
+    assert one.strict == same.strict != other.strict
+    plain = load_model(ModelSpec.read(sdxl_folder), TORCH)
+    for role in ("conditioner", "denoiser", "decoder"):
+        assert one.networks[role].size_bytes == pytest.approx(plain.networks[role].size_bytes, rel=1e-3)

@@ -77,3 +77,21 @@ def test_a_worker_without_models_starts_turns_and_stops(
     assert not list(Path(settings.bus_address).iterdir()), "it has left the bus"
     with closing(open_store(settings.store_url)) as store:
         assert store.stats().queued == 0
+
+
+def test_what_ran_on_a_gpu_and_what_it_took_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = WorkerMetrics()
+    monkeypatch.setattr(process, "chosen", lambda: (("geglu", "torch"), ("geglu", "triton")))
+    monkeypatch.setattr(process.torch.cuda, "is_initialized", lambda: True)
+    for name, size in (("memory_allocated", 1), ("max_memory_allocated", 2), ("memory_reserved", 3)):
+        monkeypatch.setattr(process.torch.cuda, name, lambda size=size: size)
+    monkeypatch.setattr(process.torch.cuda, "mem_get_info", lambda: (0, 4))
+    process._measure_device(metrics)
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"darkroom_{name}", labels)
+
+    kinds = ("allocated", "peak", "reserved", "whole")
+    assert [value("device_memory_bytes", kind=kind) for kind in kinds] == [1, 2, 3, 4]
+    assert [value("kernels", op="geglu", implementation=name) for name in ("torch", "triton")] == [1, 1]
+    assert value("kernels", op="blend", implementation="torch") is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from models.conditioners.condition import Condition
 from models.families import text_to_image
 from models.families.text_to_image import TextToImageModel
 from service.metrics import WorkerMetrics
@@ -11,6 +13,11 @@ from service.worker import prompts as module
 from service.worker.prompts import Prompts
 from service.worker.residency import LoadedModel
 from tests.support.rig import make_request
+
+
+def tensors(conditions: dict[str, Condition]) -> list[torch.Tensor]:
+    parts = (part for each in conditions.values() for part in (each.context, each.vector, each.concat))
+    return [part for part in parts if part is not None]
 
 
 def test_a_prompt_is_encoded_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,13 +29,14 @@ def test_a_prompt_is_encoded_once(loaded: LoadedModel, monkeypatch: pytest.Monke
         return original(model, prompt, negative, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(text_to_image, "prepare", counted)
-    monkeypatch.setattr(module, "CACHED_PROMPTS", 2)
     metrics, model = WorkerMetrics(), loaded.model
     assert isinstance(model, TextToImageModel)
     prompts = Prompts(metrics)
 
     def encode(numerics_id: str = "one", **changes: object) -> None:
-        prompts.conditions(model, make_request(**changes), numerics_id)
+        made = prompts.conditions(model, make_request(**changes), numerics_id)
+        if len(calls) == 1:
+            monkeypatch.setattr(module, "CACHED_BYTES", 2 * sum(part.nbytes for part in tensors(made)))
 
     for _ in range(2):
         encode(prompt="a")

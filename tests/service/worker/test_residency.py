@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.jobs.job import Adapter
 from service.worker import lazy
 from service.worker.batch import Stage
 from service.worker.lazy import LazyNetwork, LoadFailed
@@ -194,3 +195,62 @@ def test_what_a_row_requires_by_its_stage(shelf: Shelf) -> None:
     assert model.requirements(Stage.DENOISE, fast_decoder=True) == (("unet-a",), ("small",))
     assert model.requirements(Stage.DECODE) == (("vae",), ())
     assert replace(model, networks={}).requirements(Stage.ENCODE) == ((), ())
+
+
+class Sets:
+    """Models with adapters: each has a UNet of its own, and the rest in common with the plain model."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf, self.files = shelf, 1
+        self.opened: list[tuple[str, ...]] = []
+
+    def version(self, adapters: Any) -> tuple[object, ...]:
+        return (self.files,) * len(adapters)
+
+    def open(self, spec: Any, adapters: Any) -> LoadedModel:
+        self.opened.append(tuple(adapter.name for adapter in adapters))
+        plain = self.shelf(spec)
+        own = "-".join(["unet", spec, *self.opened[-1], str(self.files)])
+        return replace(plain, networks={**plain.networks, "denoiser": self.shelf.network(own)})
+
+
+def sets_of(*names: str) -> tuple[Adapter, ...]:
+    return tuple(Adapter(name=name) for name in names)
+
+
+def test_a_set_is_opened_once_in_any_order_and_anew_when_a_file_changes(
+    make: Callable[..., Residency], shelf: Shelf
+) -> None:
+    sets = Sets(shelf)
+    residency = make(adapted=sets)
+    plain, one = residency.request("a"), residency.request("a", sets_of("ink", "wool"))
+    assert residency.request("a", sets_of("wool", "ink")) is one is not plain
+    assert plain.result(60).networks["denoiser"].identity != one.result(60).networks["denoiser"].identity
+    assert sets.opened == [("ink", "wool")] and residency.resident == ("a",)
+    sets.files = 2
+    assert residency.request("a", sets_of("ink", "wool")) is not one
+
+
+def test_idle_sets_are_closed_but_the_last_few(make: Callable[..., Residency], shelf: Shelf) -> None:
+    sets = Sets(shelf)
+    residency = make(adapted=sets)
+    plain = residency.request("a")
+    asked = [sets_of(name) for name in "pqrstuv"]
+    for adapters in asked:
+        residency.request("a", adapters).result(60)
+    assert held(residency) >= {"vae", "text", "unet-a", *(f"unet-a-{name}-1" for name in "pqrstuv")}
+    residency.close_idle([("a", ()), ("a", asked[0])])
+    kept = {"unet-a", "unet-a-p-1", *(f"unet-a-{name}-1" for name in "tuv")}
+    assert set(residency.memory.networks) == {"vae", "text", "small", *kept} and kept < held(residency)
+    residency.request("a", asked[1]).result(60)
+    assert residency.request("a") is plain and sets.opened.count(("q",)) == 2
+    in_use = [("a", adapters) for adapters in asked]
+    residency.close_idle(in_use)
+    assert "unet-a-p-1" in residency.memory.networks, "in use, although there are more than are kept"
+
+
+def test_a_set_without_room_leaves_nothing(make: Callable[..., Residency], shelf: Shelf) -> None:
+    residency = make(limit_bytes=3, adapted=Sets(shelf))
+    with pytest.raises(ValueError, match="memory_bytes is 3"):
+        residency.request("a", sets_of("ink")).result(60)
+    assert residency.memory.networks == {}

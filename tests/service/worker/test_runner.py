@@ -12,7 +12,7 @@ from service.jobs.job import TextToImage
 from service.worker.batch import Stage
 from service.worker.picture import MAX_BATCH, Picture
 from service.worker.residency import LoadedModel
-from service.worker.runner import Runner
+from service.worker.runner import DeviceLost, Runner
 from tests.support.rig import denoised, make_request, pixels_of, watch
 
 REQUESTS = [
@@ -92,6 +92,25 @@ def test_previews_are_spread_over_the_steps(loaded: LoadedModel) -> None:
     assert gaps[0] > gaps[2], "they come closer to what it becomes"
 
 
+def test_a_small_decoder_makes_every_preview(loaded: LoadedModel) -> None:
+    latents: list[torch.Tensor] = []
+
+    def small(given: torch.Tensor) -> torch.Tensor:
+        latents.append(given)
+        return torch.zeros(len(given), 3, 64, 64)
+
+    made = picture(
+        replace(loaded, model=replace(loaded.model, fast_decoder=small)),
+        make_request(num_inference_steps=8, partial_images=3),
+    )
+    runner, shown = Runner(), []
+    runner.encode([made])
+    while made.stage is Stage.DENOISE:
+        shown += runner.denoise([made])
+    assert [preview.pixels is not None and set(preview.pixels.ravel()) == {128} for preview in shown] == [True] * 3
+    assert all(torch.equal(given[0], preview.latent) for given, preview in zip(latents, shown, strict=True))
+
+
 def test_strict_batches_have_a_constant_size_and_fast_ones_their_own(loaded: LoadedModel) -> None:
     watched, unet, decoder = watch(loaded)
     for deterministic, lanes, decodes in [(True, 8, [1, 1]), (False, 4, [2])]:
@@ -141,3 +160,18 @@ def test_a_step_that_raises_leaves_every_picture_as_it_was(
         runner.denoise(made)
     for each, request in zip(states(made), REQUESTS, strict=True):
         assert torch.equal(each, states([denoised(loaded, request, request.seed)])[0])
+
+
+def test_a_process_whose_gpu_is_lost_ends(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here, so every call on it fails; whether it is lost is what a synchronisation says."""
+    on_gpu = replace(loaded, model=replace(loaded.model, device=torch.device("cuda:0")))
+
+    def fail(_: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(DeviceLost, match="the GPU is lost"):
+        Runner().run(Stage.ENCODE, [picture(on_gpu, make_request())])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    with pytest.raises((RuntimeError, AssertionError), match="CUDA|cuda"):
+        Runner().run(Stage.ENCODE, [picture(on_gpu, make_request())])

@@ -51,6 +51,10 @@ def test_the_file() -> None:
     assert about["prompt"] == "a café" and about["seed"] == 12 and about["motion_bucket_id"] == 80
 
 
+def test_the_file_says_nothing_where_that_is_off() -> None:
+    assert b"a caf" not in encode_clip(a_clip(), REQUEST.model_copy(update={"metadata": False}), 12).content
+
+
 def test_what_stands_for_it() -> None:
     variants = encode_clip(a_clip(), REQUEST, 12).variants
     assert variants["thumbnail"][1] == "image/webp" and variants["spritesheet"][1] == "image/jpeg"

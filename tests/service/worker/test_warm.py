@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from service.worker.batch import BatchKey, Stage
 from service.worker.cost import CostTable
 from service.worker.residency import LoadedModel
@@ -34,3 +38,12 @@ def test_clips_are_too_long_for_that(clip_model: LoadedModel) -> None:
     costs = Noted()
     warm_up(clip_model, Runner(), costs)
     assert costs.told == []
+
+
+def test_with_graphs_only_what_a_replay_costs_is_told(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched, unet, _ = watch(loaded)
+    monkeypatch.setattr(Runner, "_denoisers", lambda _, model: model.model.denoisers)
+    costs = Noted()
+    warm_up(replace(watched, graphs=True), Runner(), costs)
+    assert costs.told == [*((Stage.DENOISE, lanes) for lanes in (1, 2, 4, 8)), (Stage.DECODE, 1)]
+    assert unet.batches == [8] * 4 * 3

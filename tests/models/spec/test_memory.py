@@ -1,0 +1,49 @@
+"""What stays on which device, for the published systems."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.spec.memory import DEVICE_GB, plan_memory
+
+# Millions of parameters, as counted in the published files.
+SDXL = {"unet": 2567, "vae": 84, "text_encoder": 123, "text_encoder_2": 695}
+SVD = {"unet": 1525, "vae": 98, "image_encoder": 632}
+SD3 = {"transformer": 2028, "vae": 84, "text_encoder": 124, "text_encoder_2": 695, "text_encoder_3": 4762}
+SD35_LARGE = {**SD3, "transformer": 8057}
+
+HELPS = "; T5 in 8 bits would help"
+LEAVE = "encoders leave after use"
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (SDXL, [LEAVE, "all stays", "all stays", "all stays", "all stays"]),
+        (SVD, ["all stays"] * 5),
+        (SD3, ["encoders too large", LEAVE + HELPS, "all stays", "all stays", "all stays"]),
+        (SD35_LARGE, ["denoiser and encoders too large", "denoiser too large", LEAVE, "all stays", "all stays"]),
+    ],
+)
+def test_the_published_systems(parts: dict[str, int], said: list[str]) -> None:
+    sizes = {part: millions * 10**6 for part, millions in parts.items()}
+    found = [str(plan_memory(sizes, gb * 10**9)) for gb in DEVICE_GB]
+    assert found == said
+
+
+def test_who_stays_when_not_all_can() -> None:
+    plan = plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 100)
+    assert (plan.stays, plan.leaves, plan.too_large) == (("denoiser", "autoencoder"), ("encoders",), ())
+    assert plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 115).leaves == ()
+    assert plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 115, bytes_each=4).too_large == ()
+    assert plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 114, bytes_each=4).too_large == ("denoiser",)
+
+
+def test_t5_in_8_bits_is_proposed_only_where_it_changes_something() -> None:
+    parts = {"transformer": 10, "vae": 0, "text_encoder": 0}
+    assert not plan_memory({**parts, "text_encoder_3": 10}, 60).eight_bit_t5_helps, "all stays as it is"
+    assert plan_memory({**parts, "text_encoder_3": 10}, 50).eight_bit_t5_helps, "all would stay"
+    assert not plan_memory({**parts, "text_encoder_3": 10}, 40).eight_bit_t5_helps, "it would leave all the same"
+    assert plan_memory({**parts, "text_encoder_3": 20}, 50).eight_bit_t5_helps, "it would run"
+    assert not plan_memory({**parts, "text_encoder_3": 40}, 50).eight_bit_t5_helps, "it would not"
+    assert not plan_memory({**parts, "text_encoder_2": 10}, 50).eight_bit_t5_helps, "there is none"

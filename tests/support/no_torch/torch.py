@@ -1,0 +1,3 @@
+"""First on a process's path, this is what it imports as torch."""
+
+raise ImportError("torch is not installed here")
