@@ -7,7 +7,6 @@ README.md beside this file.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from torch import Tensor
 
 from benchmarks.report import RESULTS, ROOT, Target, console, facts, print_rows, print_targets, save
+from benchmarks.timing import cpu_seconds
 from engines.cache import EngineCache
 from engines.call import examples
 from engines.networks import bucket, networks_of
@@ -94,13 +94,13 @@ def measure(name: str, batch: int, calls: Mapping[Backend, Callable[[], Tensor]]
     with torch.inference_mode():
         error = largest_error(calls["onnxruntime"](), calls["diffusers"]())
         calls["torch"]()
-        repeats = {backend: max(1, round(SLICE_S / _seconds(call, 1))) for backend, call in calls.items()}
+        repeats = {backend: max(1, round(SLICE_S / cpu_seconds(call, 1))) for backend, call in calls.items()}
         times: dict[Backend, list[float]] = {backend: [] for backend in calls}
         order = list(calls)
         for _ in range(rounds):
             order = [*order[1:], order[0]]
             for backend in order:
-                times[backend].append(_seconds(calls[backend], repeats[backend]))
+                times[backend].append(cpu_seconds(calls[backend], repeats[backend]))
 
     def ratio(backend: Backend) -> float:
         pairs = zip(times[backend], times["onnxruntime"], strict=True)
@@ -139,14 +139,6 @@ def main(
     if any(outcome.largest_error > 1e-4 for outcome in outcomes):
         console.print("the codes disagree")
         raise typer.Exit(1)
-
-
-def _seconds(run: Callable[[], Tensor], repeats: int) -> float:
-    """Processor time of one run."""
-    began = time.process_time()
-    for _ in range(repeats):
-        run()
-    return (time.process_time() - began) / repeats
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ median ratio of their processor times.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNetSpatioTem
 from torch import Tensor, nn
 
 from benchmarks.report import RESULTS, Target, console, facts, print_rows, print_targets, save
+from benchmarks.timing import cpu_seconds
 from models.blocks import fourier_features
 from models.mmdit import MMDiT
 from models.spec.mmdit import MMDiTSpec
@@ -158,11 +158,11 @@ def measure(case: Case, batch: int, pairs: int) -> Outcome:
     with torch.inference_mode():
         first, second = ours(), theirs()
         difference = float((first - second).abs().max() / second.abs().max())
-        repeats = max(1, round(0.05 / _seconds(theirs, 1)))
+        repeats = max(1, round(0.05 / cpu_seconds(theirs, 1)))
         times = []
         for i in range(pairs):
             order = (ours, theirs) if i % 2 else (theirs, ours)
-            spent = {run: _seconds(run, repeats) for run in order}
+            spent = {run: cpu_seconds(run, repeats) for run in order}
             times.append((spent[ours], spent[theirs]))
     ratio = statistics.median(a / b for a, b in times)
     a, b = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
@@ -200,14 +200,6 @@ def _same(ours: nn.Module, theirs: nn.Module) -> nn.Module:
 
 def _randn(*shape: int) -> Tensor:
     return torch.randn(shape)
-
-
-def _seconds(run: Callable[[], Tensor], repeats: int) -> float:
-    """Processor time of one run."""
-    began = time.process_time()
-    for _ in range(repeats):
-        run()
-    return (time.process_time() - began) / repeats
 
 
 if __name__ == "__main__":

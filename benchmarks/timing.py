@@ -1,8 +1,9 @@
-"""Times on a CUDA device, and what the device can do at best."""
+"""Times of calls, on a CUDA device beside what that can do at best, and on the processor."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,3 +62,11 @@ def device() -> dict[str, object]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Processor time of one run."""
+    began = time.process_time()
+    for _ in range(repeats):
+        run()
+    return (time.process_time() - began) / repeats
