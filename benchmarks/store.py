@@ -1,8 +1,8 @@
 """What a job costs its store: ``python -m benchmarks.store``. See README.md beside this file.
 
 Two processes share a store, as API and worker do. One has 16 threads that submit and a thread that listens to the bus;
-the other has threads that claim in batches, report progress twice a job and complete. The figure is processor time of
-both, and of the server where there is one, divided by the jobs.
+the other has the two threads of a worker that write to the store: one claims in batches, one reports progress twice a
+job and completes it. The figure is processor time of both, and of the server where there is one, divided by the jobs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import platform
+import queue
 import resource
 import sqlite3
 import statistics
@@ -31,12 +32,11 @@ import typer
 
 from benchmarks.report import RESULTS, Target, commit, console, load, machine, print_rows, print_targets, save
 from service.jobs.bus import Bus, Event
-from service.jobs.job import Result, TextToImage
+from service.jobs.job import Lease, Result, TextToImage
 from service.jobs.open import open_store
 from tests.service.jobs.redis_server import Durability, RedisServer
 
 PRODUCERS = 16
-CONSUMERS = 4
 BATCH = 16
 DEPTHS = (10, 100_000)
 TARGET_MS = {"sqlite": 0.4, "redis": 1.0}
@@ -122,29 +122,34 @@ def _submit(place: Place, jobs: int, control: Connection) -> None:
 def _work(place: Place, jobs: int, control: Connection) -> None:
     """The worker's part, in a process of its own."""
     store, bus = open_store(place.store, place.max_queued), Bus(place.bus)
-    left = itertools.count(jobs, -1)
     result = Result(content_sha256="ab" * 32, media_type="image/png", seed=7, numerics_id="cpu-fp32")
+    claimed: queue.SimpleQueue[Lease] = queue.SimpleQueue()
 
-    def consume(name: int) -> None:
-        while True:
-            wanted = sum(next(left) > 0 for _ in range(BATCH))
-            if not wanted:
-                return
-            while wanted:
-                leases = store.claim(f"worker-{name}", wanted, 30.0)
-                wanted -= len(leases)
-                for lease in leases:
-                    for step in (7, 14):
-                        bus.publish(Event("progress", lease.job.id, step, 20))
-                    store.complete(lease.id, [result])
-                if wanted:
-                    time.sleep(0.002)
+    def claim() -> None:
+        wanted = jobs
+        while wanted:
+            leases = store.claim("worker", min(BATCH, wanted), 30.0)
+            wanted -= len(leases)
+            for lease in leases:
+                claimed.put(lease)
+            if wanted and not leases:
+                time.sleep(0.002)
+
+    def finish() -> None:
+        for _ in range(jobs):
+            lease = claimed.get()
+            for step in (7, 14):
+                bus.publish(Event("progress", lease.job.id, step, 20))
+            store.complete(lease.id, [result])
 
     control.send("ready")
     control.recv()
     began = _cpu_s()
-    with ThreadPoolExecutor(CONSUMERS) as pool:
-        list(pool.map(consume, range(CONSUMERS)))
+    threads = [threading.Thread(target=part) for part in (claim, finish)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     control.send(_cpu_s() - began)
     bus.close()
     store.close()
@@ -250,7 +255,7 @@ def main(
         },
         "commit": commit(),
         "jobs": jobs,
-        "threads": {"submit": PRODUCERS, "work": CONSUMERS, "claims of": BATCH},
+        "threads": {"submit": PRODUCERS, "claim": 1, "finish": 1, "claims of": BATCH},
         "rounds": {name: [asdict(r) for r in found] for name, found in measured.items()},
         "targets": [target.to_json() for target in targets],
     })  # fmt: skip

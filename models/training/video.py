@@ -83,8 +83,9 @@ class Stage:
 STAGES = (
     Stage(Recipe(steps=5_000, peak_lr=1e-3, final_lr=2e-5, warmup=200, decay=0.6), (1.0, 1.6)),
     Stage(Recipe(steps=4_000, peak_lr=6e-4, final_lr=1e-5, warmup=200, decay=0.8, seed=1), (0.2, 1.5), 0.5),
+    Stage(Recipe(steps=3_000, peak_lr=4e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=2), (-0.3, 1.3), 3.0),
 )
-"""Motion first, then what stands still and what is seen closely."""
+"""Motion first, then what is seen closely, then that what stands still does so."""
 
 
 class VideoNetworks(nn.Module):

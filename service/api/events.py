@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,15 +19,17 @@ from service.jobs.bus import Bus, Event
 from service.jobs.job import Job, JobState
 
 POLL_S = 1.0
-"""The bus may lose events, so whoever waits also asks the store, this often,"""
-POLLS_A_SECOND = 20
-"""but all who wait together no more often than this: hundreds of idle streams would cost a core."""
+"""The bus may lose events, so the store is asked for the states of all jobs that somebody waits for, this often,"""
+POLLED_AT_ONCE = 500
+"""and for so many at a time."""
 REMEMBERED = 1024
 """Jobs whose progress and previews are kept; the end of one may go unheard, so the oldest make room."""
 BACKLOG = 64
 """Events that wait for a slow reader; older ones are dropped."""
 
 Kept = TypeVar("Kept")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Heard:
 class _Listener:
     events: deque[Heard] | None
     """None: only the end is of interest."""
+    state: JobState | None = None
+    """Of the job, as it was last seen."""
+    changed: bool = False
+    """Whether the store knows better."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -51,8 +58,8 @@ class JobWatch:
         self._bus = bus
         self._reader = reader
         self._listeners: dict[str, list[_Listener]] = {}
-        self._count = 0
         self._heard = 0
+        self._poller: asyncio.Task[None] | None = None
         self._boot = secrets.token_hex(4)
         self._progress: OrderedDict[str, Progress] = OrderedDict()
         self._previews: OrderedDict[str, dict[tuple[int, int], Heard]] = OrderedDict()
@@ -60,10 +67,13 @@ class JobWatch:
     def start(self) -> None:
         """Begin to listen."""
         asyncio.get_running_loop().add_reader(self._bus.fileno(), self._read)
+        self._poller = asyncio.create_task(self._poll())
 
     def stop(self) -> None:
         """Stop listening."""
         asyncio.get_running_loop().remove_reader(self._bus.fileno())
+        if self._poller is not None:
+            self._poller.cancel()
 
     def progress(self, job_id: str) -> Progress | None:
         """The last step that was heard of."""
@@ -88,7 +98,8 @@ class JobWatch:
                 job = await self._look(job_id, wait=left_s > 0)
                 if job is not None and (job.state.final or left_s <= 0):
                     return job
-                await _woken(listener, min(left_s, self._poll_s()))
+                listener.state = job.state if job is not None else None
+                await _woken(listener, left_s)
 
     async def follow(self, job_id: str, after: str | None = None) -> AsyncGenerator[Job | Heard | None, None]:
         """The job whenever its state has changed, the last time when it has ended; between, what is heard of it, and
@@ -99,30 +110,25 @@ class JobWatch:
         Raises:
             UnknownJob: the store does not have it, any more.
         """
-        clock, state = asyncio.get_running_loop().time, None
         events = deque(self._missed_previews(job_id, after), maxlen=BACKLOG)
         with self._listening(job_id, _Listener(events)) as listener:
             while True:
+                listener.changed = False
                 job = await self._look(job_id, wait=True)
-                changed = job is not None and job.state is not state
-                if job is not None and changed and not job.state.final:
+                if job is not None and job.state is not listener.state and not job.state.final:
                     yield job
                 while events:
                     yield events.popleft()
                 if job is not None and job.state.final:
                     yield job
                     return
-                state = state if job is None else job.state
-                look_at = clock() + self._poll_s()
-                ended = False
-                while not ended and (left_s := look_at - clock()) > 0:
+                listener.state = listener.state if job is None else job.state
+                while not listener.changed:
                     listener.woken.clear()
-                    if not events and not await _woken(listener, min(left_s, KEEP_ALIVE_S)):
+                    if not events and not await _woken(listener, KEEP_ALIVE_S):
                         yield None
-                    while events and not ended:
-                        ended = _tells_state(events[0].event, state)
-                        if not ended:
-                            yield events.popleft()
+                    while events and not listener.changed:
+                        yield events.popleft()
 
     def take(self, event: Event) -> None:
         """Pass on an event: one that arrived, or one of this process, which the bus does not send back to it."""
@@ -141,6 +147,8 @@ class JobWatch:
         for listener in self._listeners.get(event.job, ()):
             if listener.events is not None:
                 listener.events.append(heard)
+            if ended or (listener.state is JobState.QUEUED and event.type == "progress"):
+                listener.changed = True
             if ended or listener.events is not None:
                 listener.woken.set()
 
@@ -152,17 +160,33 @@ class JobWatch:
             key=lambda heard: heard.number,
         )
 
-    def _poll_s(self) -> float:
-        return max(POLL_S, self._count / POLLS_A_SECOND)
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            awaited = list(self._listeners)
+            try:
+                for first in range(0, len(awaited), POLLED_AT_ONCE):
+                    part = awaited[first : first + POLLED_AT_ONCE]
+                    self._compare(part, await self._reader.states(part))
+            except Unavailable:
+                continue
+            except Exception:  # A fault now must not keep those who wait for ever.
+                logger.exception("jobs that are waited for could not be looked at")
+
+    def _compare(self, job_ids: Sequence[str], states: Mapping[str, JobState]) -> None:
+        for job_id in job_ids:
+            state = states.get(job_id)
+            for listener in self._listeners.get(job_id, ()):
+                if state is None or state is not listener.state:
+                    listener.changed = True
+                    listener.woken.set()
 
     @contextmanager
     def _listening(self, job_id: str, listener: _Listener) -> Iterator[_Listener]:
         self._listeners.setdefault(job_id, []).append(listener)
-        self._count += 1
         try:
             yield listener
         finally:
-            self._count -= 1
             self._listeners[job_id].remove(listener)
             if not self._listeners[job_id]:
                 del self._listeners[job_id]
@@ -182,11 +206,6 @@ class JobWatch:
     def _read(self) -> None:
         for event in self._bus.receive(0):
             self.take(event)
-
-
-def _tells_state(event: Event, state: JobState | None) -> bool:
-    """Whether the store knows better: the job has ended, or with its first step has begun."""
-    return event.type in ("cancelled", "finished") or (state is JobState.QUEUED and event.type == "progress")
 
 
 async def _woken(listener: _Listener, timeout_s: float) -> bool:

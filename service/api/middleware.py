@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -185,6 +185,6 @@ class _Body:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id where it can be repeated in a header and a log line, else a new one."""
+    """The client's id where it can be repeated in a header and a log line, else a new one, which is no secret."""
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", given) else uuid.uuid4().hex
+    return given if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", given) else f"{random.getrandbits(128):032x}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from anyio import to_thread
@@ -15,7 +15,7 @@ Found = TypeVar("Found")
 
 
 class Reader:
-    """Reads single jobs.
+    """Reads jobs.
 
     Args:
         store: where they are.
@@ -37,6 +37,10 @@ class Reader:
     async def look(self, job_id: str) -> tuple[Job | None, int | None]:
         """The job or None, and its position."""
         return await self._call(self._look, job_id)
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """The states of those that there are."""
+        return await self._call(self._store.states, job_ids)
 
     def _look(self, job_id: str) -> tuple[Job | None, int | None]:
         job = self._store.get(job_id)

@@ -125,7 +125,7 @@ def size_names(spec: ModelSpec) -> list[str]:
 
 def schedulers(spec: ModelSpec) -> tuple[str, ...]:
     """Names of the solvers that run on this model's noise schedule."""
-    return supported_solvers(_schedule(json.dumps(spec.scheduler_config)))
+    return _supported(json.dumps(spec.scheduler_config))
 
 
 def _other_task(spec: ModelSpec, task: Task) -> InvalidRequest:
@@ -233,10 +233,11 @@ def _size(text: str | None, spec: ModelSpec) -> Size | None:
 def _scheduler(name: str | None, spec: ModelSpec, steps: int) -> str:
     # The class names of published folders are what users of those libraries have at hand.
     solver = spec.solver if name is None else SOLVER_OF_SCHEDULER.get(name, name)
-    known = schedulers(spec)
+    config = json.dumps(spec.scheduler_config)
+    known = _supported(config)
     if solver not in known:
         raise InvalidRequest(f"scheduler {solver[:80]!r} is not one of {', '.join(known)}", param="scheduler")
-    fault = _fault(json.dumps(spec.scheduler_config), solver, steps)
+    fault = _fault(config, solver, steps)
     if fault:
         raise InvalidRequest(f"scheduler {solver!r} cannot run {steps} steps: {fault}", param="num_inference_steps")
     return solver
@@ -245,6 +246,11 @@ def _scheduler(name: str | None, spec: ModelSpec, steps: int) -> str:
 @lru_cache(maxsize=64)
 def _schedule(config: str) -> Schedule:
     return Schedule.from_config(json.loads(config))
+
+
+@lru_cache(maxsize=64)
+def _supported(config: str) -> tuple[str, ...]:
+    return supported_solvers(_schedule(config))
 
 
 @lru_cache(maxsize=4096)

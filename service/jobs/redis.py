@@ -156,13 +156,11 @@ class RedisStore:
 
     def cancel(self, job_id: str) -> Job | None:
         """End a job as cancelled and take back its lease; see :meth:`JobStore.cancel`."""
-        flat = self._run(scripts.CANCEL, self._now(), job_id)
-        return _job(flat) if flat else None
+        return _job(flat) if (flat := self._run(scripts.CANCEL, self._now(), job_id)) else None
 
     def delete(self, job_id: str) -> Job | None:
         """Forget a job; see :meth:`JobStore.delete`."""
-        flat = self._run(scripts.DELETE, self._now(), job_id)
-        return _job(flat) if flat else None
+        return _job(flat) if (flat := self._run(scripts.DELETE, self._now(), job_id)) else None
 
     def position(self, job_id: str) -> int | None:
         """Queued jobs before this one, exactly; see :meth:`JobStore.position`."""
@@ -171,8 +169,12 @@ class RedisStore:
 
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
-        flat = self._run(scripts.GET, "", job_id)
-        return _job(flat) if flat else None
+        return _job(flat) if (flat := self._run(scripts.GET, "", job_id)) else None
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """States of several jobs; see :meth:`JobStore.states`."""
+        found = zip(job_ids, self._run(scripts.STATES, "", *job_ids), strict=True)
+        return {job_id: JobState(state) for job_id, state in found if state}
 
     def list(
         self,

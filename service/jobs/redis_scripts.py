@@ -191,6 +191,11 @@ return before
 
 # now, job id. Returns the job, empty for none.
 GET: Final = _script("return whole(ARGV[2])")
+STATES: Final = _script("""
+local found = {}
+for i = 2, #ARGV do found[i - 1] = get(ARGV[i], 'state')[1] end
+return found
+""")
 
 # now, limit, id of the job before the first or '', 1 for oldest first, number of states, states, tasks; no states: all
 # jobs. Returns the jobs, or false for an unknown id.

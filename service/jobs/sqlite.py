@@ -187,6 +187,11 @@ class SQLiteStore:
         with self._read() as db:
             return rows.one(db, job_id)
 
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """States of several jobs; see :meth:`JobStore.states`."""
+        with self._read() as db:
+            return rows.states(db, job_ids)
+
     def list(
         self,
         limit: int,

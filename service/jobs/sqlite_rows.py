@@ -6,7 +6,7 @@ import heapq
 import json
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -55,6 +55,12 @@ def jobs(cursor: sqlite3.Cursor) -> list[Job]:
             fields["error"] = JobError.model_validate_json(fields["error"])
         found.append(Job.model_validate(fields))
     return found
+
+
+def states(db: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """The states of those that there are."""
+    sql = "SELECT id, state FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+    return {job_id: JobState(state) for job_id, state in db.execute(sql, (json.dumps(list(job_ids)),)).fetchall()}
 
 
 def one(db: sqlite3.Connection, job_id: str) -> Job | None:

@@ -113,6 +113,9 @@ class JobStore(Protocol):
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
 
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """The states of those of these jobs that there are: a cheap look at many."""
+
     def delete(self, job_id: str) -> Job | None:
         """Forget a job, and with it its idempotency key and its references to artifacts; one that had not ended ends as
         cancelled first. Returns the job as it ended, None for an unknown id."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,14 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+def poll_s() -> float:
+    """So long that what a test sees came over the bus."""
+    return 20.0
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, poll_s: float, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(events, "POLL_S", poll_s)
     store, own, worker = SQLiteStore(tmp_path / "jobs"), Bus(tmp_path / "bus"), Bus(tmp_path / "bus")
     watch = JobWatch(own, Reader(store, at_once=True))
     watch.start()
@@ -45,9 +52,8 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         part.close()
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_wait_ends_with_the_job_told_or_not(scene: Scene, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "POLL_S", 20.0 if told else 0.5)
+@pytest.mark.parametrize(("told", "poll_s"), [(True, 20.0), (False, 0.5)])
+async def test_wait_ends_with_the_job_told_or_not(scene: Scene, told: bool) -> None:
     job = scene.store.submit(REQUEST)
     waiting = [asyncio.create_task(scene.watch.wait(job.id, 10)) for _ in range(3)]
     await asyncio.sleep(0.1)
@@ -122,8 +128,9 @@ async def test_a_job_is_followed_from_its_queue_to_its_end(scene: Scene) -> None
     assert (await shown(updates, 99))[-1] is JobState.COMPLETED
 
 
+@pytest.mark.parametrize("poll_s", [0.05])
 async def test_it_is_followed_where_the_bus_is_silent(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "POLL_S", 0.05)
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.05)
     job = scene.store.submit(REQUEST)
     updates = scene.watch.follow(job.id)
     assert await shown(updates, 1) == [JobState.QUEUED]
@@ -147,21 +154,49 @@ async def test_previews_are_heard_by_who_comes_late(scene: Scene) -> None:
     assert await heard(scene, job.id, 99) == [*previews, JobState.CANCELLED]
 
 
-async def test_many_who_wait_ask_no_more_often_than_few(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "POLL_S", 0.1)
-    job, asked = scene.store.submit(REQUEST), 0
-    original = scene.store.get
+@pytest.mark.parametrize("poll_s", [0.1])
+async def test_all_who_wait_are_asked_for_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "POLLED_AT_ONCE", 150)
+    jobs, looks, asked = [scene.store.submit(REQUEST) for _ in range(200)], 0, list[int]()
+    get, states = scene.store.get, scene.store.states
 
-    def get(job_id: str) -> Job | None:
-        nonlocal asked
-        asked += 1
-        return original(job_id)
+    def counted_get(job_id: str) -> Job | None:
+        nonlocal looks
+        looks += 1
+        return get(job_id)
 
-    monkeypatch.setattr(scene.store, "get", get)
-    waiting = [asyncio.create_task(scene.watch.wait(job.id, 1.5)) for _ in range(200)]
+    def counted_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+        asked.append(len(job_ids))
+        return states(job_ids)
+
+    monkeypatch.setattr(scene.store, "get", counted_get)
+    monkeypatch.setattr(scene.store, "states", counted_states)
+    waiting = [asyncio.create_task(scene.watch.wait(job.id, 1.5)) for job in jobs]
+    await asyncio.sleep(0.5)
+    scene.store.cancel(jobs[-1].id)
+    assert (await waiting[-1]).state is JobState.CANCELLED, "found without the bus, in the second part"
     await asyncio.gather(*waiting)
-    assert 400 <= asked < 400 + 2 * events.POLLS_A_SECOND * 1.5, "each at the start and at the end, and between"
-    assert not scene.watch._listeners and scene.watch._count == 0
+    assert looks == 400, "each at its start and at its end"
+    assert 2 <= len(asked) <= 30 and set(asked[:2]) == {150, 50}
+    assert not scene.watch._listeners
+
+
+@pytest.mark.parametrize("poll_s", [0.05])
+async def test_who_waits_outlives_a_store_that_is_away_or_broken(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, faults = scene.store.submit(REQUEST), [Unavailable("away"), RuntimeError("a fault of ours")]
+    states = scene.store.states
+
+    def failing(job_ids: Sequence[str]) -> dict[str, JobState]:
+        if faults:
+            raise faults.pop()
+        return states(job_ids)
+
+    monkeypatch.setattr(scene.store, "states", failing)
+    waiting = asyncio.create_task(scene.watch.wait(job.id, 20))
+    await asyncio.sleep(0.3)
+    scene.store.cancel(job.id)
+    assert (await waiting).state is JobState.CANCELLED
+    assert not faults
 
 
 async def test_progress_is_kept_until_the_end_and_not_for_ever(scene: Scene) -> None:

@@ -287,6 +287,7 @@ def test_timeout_names_the_job_that_goes_on(impatient: Server) -> None:
 
 def test_cancelled_while_waiting(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "POLL_S", 30.0)
+    time.sleep(1.2)  # the pause that was under way
     server.painter.gate.clear()
     took: list[float] = []
 

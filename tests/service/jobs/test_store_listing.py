@@ -87,6 +87,14 @@ def test_a_job_changes_its_page_with_its_state(store: JobStore, picture: Picture
     assert store.list(9, **options) == []
 
 
+def test_the_states_of_many_jobs_are_asked_for_at_once(store: JobStore, jobs: list[str]) -> None:
+    expected = dict.fromkeys(jobs[:3], JobState.COMPLETED) | dict.fromkeys(jobs[3:6], JobState.CANCELLED)
+    expected |= dict.fromkeys(jobs[6:], JobState.QUEUED)
+    assert store.states([*jobs, "nobody"]) == expected == {job_id: store.get(job_id).state for job_id in jobs}  # type: ignore[union-attr]
+    assert store.states([]) == {}
+    assert len(store.states([*jobs, *(f"{number:032x}" for number in range(1000))])) == len(jobs)
+
+
 def test_positions_are_the_order_of_claims(store: JobStore, picture: Picture, clock: Any) -> None:
     ids = []
     for _, model, priority in product(range(3), "ab", Priority):
