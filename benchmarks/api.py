@@ -60,13 +60,26 @@ class Api:
 @contextmanager
 def serve(folder: Path) -> Iterator[Api]:
     """A server without a worker on a free port; it keeps everything in ``folder``."""
+    environment = {"DARKROOM_WORKERS": "0", "DARKROOM_MAX_QUEUED": "100000"}
+    with _served("service.cli", "serve", "--data", str(folder), **environment) as api:
+        yield api
+
+
+@contextmanager
+def bare() -> Iterator[Api]:
+    """The same framework on the same server, with nothing to do."""
+    with _served("uvicorn", "benchmarks.peers.bare:app", "--no-access-log") as api:
+        yield api
+
+
+@contextmanager
+def _served(*module: str, **environment: str) -> Iterator[Api]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "DARKROOM_WORKERS": "0", "DARKROOM_MAX_QUEUED": "100000"}
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--data", str(folder)]
+    command = [sys.executable, "-m", *module, "--port", str(port)]
     began = time.monotonic()
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             _wait_for(client, began + START_TIMEOUT_S)
@@ -147,7 +160,7 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file.")] = RESULTS / "api.json",
 ) -> None:
     """Take start, processor time of requests, and that of idle streams."""
-    starts, spent = list[float](), list[float]()
+    starts, spent, floor = list[float](), list[float](), list[float]()
     about, began_at = facts(), load()
     with tempfile.TemporaryDirectory() as name:
         for number in range(rounds - 1):
@@ -156,9 +169,11 @@ def main(
         folder = Path(name) / "last"
         with serve(folder) as api:
             starts.append(api.start_s)
-            with null_worker(folder):
-                requests_ms(api, WARM_UP)  # not counted
-                spent = [requests_ms(api, lives) for _ in range(rounds)]
+            with null_worker(folder), bare() as other:
+                requests_ms(api, WARM_UP), requests_ms(other, WARM_UP)  # not counted
+                for _ in range(rounds):  # in turns, since the machine is not equally busy all the time
+                    spent.append(requests_ms(api, lives))
+                    floor.append(requests_ms(other, lives))
             share = idle_streams(api, idle_s)
     targets = [
         Target("start of the API alone, s", statistics.median(starts), START_TARGET_S, at_least=False),
@@ -166,11 +181,12 @@ def main(
         Target(f"share of a core, {STREAMS} idle streams", share, STREAMS_TARGET, at_least=False),
     ]
     print_targets(targets)
-    console.print(f"starts {starts}, requests {spent}, load {began_at} before and {load()} after")
+    console.print(f"starts {starts}, requests {spent}, of the bare framework {floor}, load {began_at} before and {load()} after")
     save(out, "api", {
         **about,
         "starts_s": [round(seconds, 3) for seconds in starts],
         "requests_ms": [round(ms, 4) for ms in spent],
+        "bare_framework_ms": [round(ms, 4) for ms in floor],
         "idle_streams_share": round(share, 5),
         "targets": [target.to_json() for target in targets],
     })  # fmt: skip
