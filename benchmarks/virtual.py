@@ -138,7 +138,7 @@ class VirtualWorker:
         self.busy_s += seconds
         model = batch.key.model
         self._homes[model] = replace(self._homes[model], used_at=self.now)
-        return [job for number in batch.rows if (job := self._advance(number)) is not None]
+        return [job for number in batch.rows if (job := self._advance(number, batch)) is not None]
 
     def _load(self, batch: Batch) -> None:
         for name in batch.evict:
@@ -154,10 +154,12 @@ class VirtualWorker:
             self._homes[name] = replace(self._homes[name], since=self._loaded_at, switch_s=tenure_s)
         self._loading = frozenset()
 
-    def _advance(self, number: int) -> VirtualJob | None:
+    def _advance(self, number: int, batch: Batch) -> VirtualJob | None:
         item, job = self._items[number], self.jobs[number]
-        if item.evaluations > 1:
-            self._items[number] = replace(item, evaluations=item.evaluations - 1)
+        if len(batch.rows) == 1 and batch.lanes < item.lanes:
+            self._items[number] = replace(item, lanes=item.lanes - batch.lanes)
+        elif item.evaluations > 1:
+            self._items[number] = replace(item, evaluations=item.evaluations - 1, lanes=job.kind.lanes)
         elif item.key.stage is Stage.ENCODE:
             self._items[number] = self._item(job, Stage.DENOISE)
         elif item.key.stage is Stage.DENOISE:

@@ -58,6 +58,13 @@ class Row:
     keep: Keep | None = None
     line: int = 0
     """The next line of the plan."""
+    evaluated: tuple[Tensor, ...] = ()
+    """Outputs of the first lanes of that line, where it runs in several passes."""
+
+    @property
+    def lanes_left(self) -> int:
+        """Lanes that the next line has still to run; the row is not finished."""
+        return len(self.plan.lines[self.line].lanes) - len(self.evaluated)
 
     @property
     def finished(self) -> bool:
@@ -150,6 +157,20 @@ def network_of(line: Line, lane: Lane) -> str:
 
 
 @torch.inference_mode()
+def evaluate_part(denoisers: Mapping[str, Denoiser], row: Row, lanes: int, padded_lanes: int = 0) -> None:
+    """Run so many of the lanes that a row's next line has left, for all take too long or too much memory together;
+    :func:`advance` runs the rest. If it raises, the row has not changed.
+
+    Raises:
+        ValueError: as :func:`advance`, or all lanes or none are asked for.
+    """
+    if not 1 <= lanes < row.lanes_left:
+        raise ValueError(f"lanes={lanes}, expected at least 1 and fewer than the {row.lanes_left} that are left")
+    line, until = row.plan.lines[row.line], len(row.evaluated) + lanes
+    row.evaluated = tuple(_evaluate(denoisers, [row], [line], padded_lanes, until)[0][:until])
+
+
+@torch.inference_mode()
 def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes: int = 0) -> None:
     """Take every row one line further; the lanes of one network are one evaluation. If it raises, no row has changed.
 
@@ -163,7 +184,7 @@ def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes
         ValueError: a lane needs a network that is not in ``denoisers``.
     """
     lines = [row.plan.lines[row.line] for row in rows]
-    outputs = _evaluate(denoisers, rows, lines, padded_lanes)
+    outputs = _evaluate(denoisers, rows, lines, padded_lanes, None)
     drawn = [row.generator.get_state() if line.draw else None for row, line in zip(rows, lines, strict=True)]
     try:
         noise = torch.stack([_draw(row, line) for row, line in zip(rows, lines, strict=True)])
@@ -177,7 +198,7 @@ def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes
         raise
     for row, line, state in zip(rows, lines, stepped, strict=True):
         row.state = state[: row.plan.history + 1].clone()
-        row.line += 1
+        row.line, row.evaluated = row.line + 1, ()
         if row.keep is not None:
             # Some solvers end a little above level (1, 0). What stays of the picture is the picture nevertheless.
             level = (1.0, 0.0) if row.finished else (line.alpha, line.sigma)
@@ -185,14 +206,14 @@ def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes
 
 
 def _evaluate(
-    denoisers: Mapping[str, Denoiser], rows: Sequence[Row], lines: Sequence[Line], padded_lanes: int
+    denoisers: Mapping[str, Denoiser], rows: Sequence[Row], lines: Sequence[Line], padded_lanes: int, until: int | None
 ) -> list[list[Tensor]]:
-    """Network outputs of each row's lanes, each [(T,) C, h, w]."""
-    outputs: list[list[Tensor]] = [[row.state[0]] * len(line.lanes) for row, line in zip(rows, lines, strict=True)]
+    """Network outputs of each row's lanes up to ``until`` (None: all), each [(T,) C, h, w]."""
+    outputs: list[list[Tensor]] = [[*row.evaluated, *([row.state[0]] * row.lanes_left)] for row in rows]
     groups: dict[str, list[tuple[int, int]]] = {}
-    for i, line in enumerate(lines):
-        for k, lane in enumerate(line.lanes):
-            groups.setdefault(network_of(line, lane), []).append((i, k))
+    for i, (row, line) in enumerate(zip(rows, lines, strict=True)):
+        for k in range(len(row.evaluated), len(line.lanes) if until is None else until):
+            groups.setdefault(network_of(line, line.lanes[k]), []).append((i, k))
     scaled = [row.state[0] * line.c_in for row, line in zip(rows, lines, strict=True)]
     for name, places in groups.items():
         if name not in denoisers:

@@ -58,7 +58,7 @@ class Item:
     """The caller's name for the row."""
     key: BatchKey
     lanes: int
-    """Lanes that this evaluation still has to run."""
+    """Lanes that this evaluation still has to run. Those of a step may run in several passes, one after the other."""
     evaluations: int
     """Forward passes until this stage is over, this one included: the steps left, or 1."""
     arrived_at: float
@@ -69,8 +69,6 @@ class Item:
     """Identities of the networks that this piece of work runs on."""
     keeps: tuple[str, ...] = ()
     """Identities of the networks of the row's later stages."""
-    divisible: bool = False
-    """Whether its lanes may run in several passes, one after the other."""
 
     @property
     def begun(self) -> bool:
@@ -231,7 +229,7 @@ class _Queue:
     def filled(self, leader: Item, leaving: Collection[str]) -> Batch:
         """The leader's batch: those of its key that fit, in order."""
         key, lanes, chosen = leader.key, leader.lanes, [leader.row]
-        if leader.divisible and not self._fits(key, lanes):
+        if key.stage is Stage.DENOISE and not self._fits(key, lanes):
             lanes = self._divided(leader)
         if lanes < leader.lanes:
             return Batch(key, (leader.row,), lanes)

@@ -99,7 +99,7 @@ class Worker:
         elif batch is not None:
             self._beat(self._costs.seconds(batch.key, batch.lanes))
             self._notice_preemption(batch.key)
-            self._run(batch.key, batch.rows)
+            self._run(batch.key, batch.rows, batch.lanes)
             self._last = (batch.key, batch.rows)
         self._metrics.pieces_in_flight.set(len(self._flight))
 
@@ -148,17 +148,20 @@ class Worker:
         jobs = (*self._flight.jobs.values(), *self._boarding.jobs)
         self._residency.close_idle((job.lease.job.request.model, job.lease.job.request.loras) for job in jobs)
 
-    def _run(self, key: BatchKey, rows: Sequence[int]) -> None:
-        """Run a batch. When it raises, its halves are tried apart, so that only what fails alone is failed."""
+    def _run(self, key: BatchKey, rows: Sequence[int], part: int | None = None) -> None:
+        """Run a batch, of a single row perhaps a part of the lanes. When it raises, its halves are tried apart, so that
+        only what fails alone is failed."""
         rows = [row for row in rows if self._flight.seats([row])]  # the failure of one piece drops its whole job
         if not rows:
             return
         seats = self._flight.seats(rows)
         lanes = sum(seat.piece.lanes for seat in seats)
+        if len(seats) == 1 and part is not None:
+            lanes = min(lanes, part)
         resumed = [seat.piece for seat in seats if seat.piece.saved is not None]
         began = time.perf_counter()
         try:
-            shown = self._runner.run(key.stage, [seat.piece for seat in seats])
+            shown = self._runner.run(key.stage, [seat.piece for seat in seats], lanes if len(seats) == 1 else None)
         except Exception as error:
             logger.warning("batch failed", extra={"stage": key.stage, "rows": len(rows)}, exc_info=error)
             # Its traceback holds all that the batch had in memory, and what comes next needs that.
@@ -188,7 +191,7 @@ class Worker:
                 self._save(job)
 
     def _failed(self, key: BatchKey, rows: Sequence[int], lanes: int, error: Exception) -> None:
-        if isinstance(error, EngineFailed):
+        if isinstance(error, EngineFailed) or isinstance(error.__cause__, EngineFailed):
             self._begin_anew(key)
             return
         code = "model_load_failed" if isinstance(error, LoadFailed) else f"{key.stage}_failed"
@@ -202,10 +205,18 @@ class Worker:
             self._run(key, rows[:half])
             self._run(key, rows[half:])
             return
+        if code == "out_of_memory" and self._divides(key, rows, lanes):
+            self._run(key, rows, lanes // 2)
+            return
         for seat in self._flight.seats(rows):
             logger.error("piece failed", extra={"stage": key.stage, "job": seat.job.id, "error": repr(error)})
             self._drop(seat.job.id)
             self._finisher.fail(seat.job, code, f"{type(error).__name__}: {error}")
+
+    def _divides(self, key: BatchKey, rows: Sequence[int], lanes: int) -> bool:
+        """Whether a part of one row's lanes takes less memory than all: it does not where lanes are filled up."""
+        padded = max((seat.piece.numerics.padded_lanes for seat in self._flight.seats(rows)), default=0)
+        return key.stage is Stage.DENOISE and lanes > max(1, padded)
 
     def _begin_anew(self, key: BatchKey) -> None:
         """An engine failed: the jobs that run on it are begun again, on what runs their model now."""
@@ -238,7 +249,9 @@ class Worker:
             return
         began = time.thread_time()
         standing = self._flight.standing(job)
-        self._finisher.checkpoint(job, seats[0].piece.numerics.id, standing, time.thread_time() - began)
+        # One that has not begun does not know yet by which numerics it will.
+        made_by = next((seat.piece for seat in seats if seat.piece.row is not None), seats[0].piece).numerics
+        self._finisher.checkpoint(job, made_by.id, standing, time.thread_time() - began)
 
     def _park_beyond(self, left_s: float) -> None:
         """Take jobs out of the flight until the rest can be done in the time that is left, the longest first."""

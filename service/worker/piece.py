@@ -17,9 +17,9 @@ from models.families.row import Checkpoint, Row, resume
 from service.jobs.job import Adapter, ImageToVideo, PictureRequest, Priority
 from service.worker.batch import BatchKey, Item, Stage
 from service.worker.input import NO_INPUTS, Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.numerics import Numerics
 from service.worker.prompts import Prompts
-from service.worker.residency import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Piece(ABC):
         """Lanes of the next piece of work."""
         if self.row is None or self.row.finished:
             return 1
-        return len(self.row.plan.lines[self.row.line].lanes)
+        return self.row.lanes_left
 
     @property
     def evaluations(self) -> int:

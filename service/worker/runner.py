@@ -10,17 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.families.row import Denoiser, advance
+from models.families.row import Denoiser, advance, evaluate_part
 from models.families.text_to_image import decode_latents
 from models.preview import clean_estimate, moment
 from service.metrics import WorkerMetrics
 from service.worker.batch import Stage
 from service.worker.graphs import CudaCapture, Graphs
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
 from service.worker.piece import Piece
 from service.worker.prompts import Prompts
-from service.worker.residency import LoadedModel
 from service.worker.room import free_what_can_be_freed, out_of_memory
+from service.worker.settle import settle
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,21 @@ class Runner:
         self._previewed: set[str] = set()  # numerics ids
         self._graphs: Graphs | None = None
 
-    def run(self, stage: Stage, pieces: Sequence[Piece]) -> list[Preview]:
+    def run(self, stage: Stage, pieces: Sequence[Piece], lanes: int | None = None) -> list[Preview]:
         """One batch of pieces of one key, to its end on the device; the previews that became due with it.
 
         Where the memory is too small, that of the CUDA graphs is given back and the batch is made once more.
+
+        Args:
+            stage: of all of them.
+            pieces: those of the batch.
+            lanes: of a single piece, run only so many of those that its step has left; None: all.
 
         Raises:
             DeviceLost: nothing runs on the GPU any more.
         """
         try:
-            return self._run(stage, pieces)
+            return self._run(stage, pieces, lanes)
         except Exception as error:
             if _is_lost(pieces[0].loaded.model.device):
                 raise DeviceLost(f"the GPU is lost: {error}") from error
@@ -66,12 +72,13 @@ class Runner:
                 raise
         self._graphs.shrink()
         free_what_can_be_freed()
-        return self._run(stage, pieces)
+        return self._run(stage, pieces, lanes)
 
     def encode(self, pieces: Sequence[Piece]) -> None:
         """Requests to rows, one at a time: the bytes of one must not depend on its neighbours."""
         for piece in pieces:
             piece.encode(self._prompts)
+            settle(piece)
 
     def denoise(self, pieces: Sequence[Piece]) -> list[Preview]:
         """One step of every piece in one evaluation."""
@@ -92,9 +99,12 @@ class Runner:
         """Finished latents to pixels, of a clip one chunk."""
         type(pieces[0]).decode(pieces)
 
-    def _run(self, stage: Stage, pieces: Sequence[Piece]) -> list[Preview]:
+    def _run(self, stage: Stage, pieces: Sequence[Piece], lanes: int | None) -> list[Preview]:
         shown: list[Preview] = []
-        if stage is Stage.DENOISE:
+        row = pieces[0].row
+        if stage is Stage.DENOISE and row is not None and lanes is not None and lanes < row.lanes_left:
+            evaluate_part(self._denoisers(pieces[0].loaded), row, lanes, pieces[0].numerics.padded_lanes)
+        elif stage is Stage.DENOISE:
             shown = self.denoise(pieces)
         elif stage is Stage.ENCODE:
             self.encode(pieces)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.conditioners.condition import Condition
-from models.families.row import Checkpoint, Row, advance, checkpoint, resume, start
+from models.families.row import Checkpoint, Row, advance, checkpoint, evaluate_part, resume, start
 from models.guidance import Guidance, Lane
 from models.plan import SOLVERS, Schedule, make_plan, supported_solvers
 
@@ -290,6 +290,29 @@ def test_a_failed_evaluation_changes_no_row() -> None:
     for row, (state, line, generator_state) in zip(rows, before, strict=True):
         assert torch.equal(row.state, state) and row.line == line
         assert torch.equal(row.generator.get_state(), generator_state)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES[1:])
+def test_lanes_in_several_passes_equal_one_evaluation(guidance: Guidance) -> None:
+    one, other = (new_row("dpm++2m", 6, guidance, 5) for _ in range(2))
+    parted = 0
+    while not other.finished:
+        line, lanes = other.line, other.lanes_left
+        while other.lanes_left > 1:
+            evaluate_part(NETWORKS, other, 1)
+            assert (other.line, other.lanes_left) == (line, lanes := lanes - 1)
+            parted += 1
+        advance(NETWORKS, [other])
+    finish([one])
+    assert torch.equal(one.state, other.state) and parted >= 2
+
+
+@pytest.mark.parametrize("lanes", [0, 2, 3])
+def test_a_part_is_neither_nothing_nor_all(lanes: int) -> None:
+    row = new_row("euler", 4, Guidance(2.0), 1)
+    with pytest.raises(ValueError, match=f"lanes={lanes}, expected at least 1 and fewer than the 2"):
+        evaluate_part(NETWORKS, row, lanes)
+    assert row.lanes_left == 2
 
 
 def test_networks_name_the_variants_of_the_next_line() -> None:

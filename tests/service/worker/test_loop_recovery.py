@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from service.jobs.job import JobState
@@ -106,12 +109,27 @@ def test_a_batch_for_which_memory_is_too_small_is_split_and_remembered(rig: Rig)
 
 
 def test_what_has_no_memory_alone_fails_with_its_reason(rig: Rig) -> None:
+    rig.unet.before = too_large(0)
+    job = rig.submit(deterministic=False)
+    rig.finish(job)
+    error = rig.get(job).error
+    assert error is not None and (error.code, error.message) == ("out_of_memory", "MemoryError: 1 lanes")
+    rig.unet.before = lambda *_: None
+    other = rig.submit(deterministic=False)
+    rig.finish(other)
+    assert rig.get(other).state is JobState.COMPLETED
+
+
+def test_a_row_whose_lanes_do_not_fit_together_runs_them_apart(rig: Rig) -> None:
+    together = rig.submit(deterministic=False)
+    rig.finish(together)
+    rig.unet.batches.clear()
     rig.unet.before = too_large(1)
-    large, small = rig.submit(deterministic=False), rig.submit(deterministic=False, guidance_scale=1.0)
-    rig.finish(large, small)
-    error = rig.get(large).error
-    assert error is not None and (error.code, error.message) == ("out_of_memory", "MemoryError: 2 lanes")
-    assert rig.get(small).state is JobState.COMPLETED
+    apart = rig.submit(deterministic=False)
+    rig.finish(apart)
+    assert set(rig.unet.batches) == {1} and rig.value("darkroom_out_of_memory_total", stage="denoise") >= 1
+    pictures = [np.asarray(Image.open(io.BytesIO(rig.contents(job)[0])), dtype=int) for job in (apart, together)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_a_worker_that_stops_finishes_what_it_can(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from service.jobs.job import ImageToImage, Inpainting, Job, JobState
 from service.worker import loop
+from service.worker.batch import Limits
 from service.worker.clip import Clip
 from service.worker.input import Inputs
-from service.worker.residency import LoadedModel
+from service.worker.loaded import LoadedModel
 from service.worker.runner import Runner
 from service.worker.video import encode_clip
 from tests.support.rig import Rig, a_picture, alone, make_clip, make_request
@@ -99,6 +100,17 @@ def test_a_clip_yields_to_pictures_between_its_steps(both: Rig) -> None:
     assert both.get(clip).state is JobState.RUNNING and len(both.unet.batches) < 150
     assert both.value("darkroom_preemptions_total") >= 1
     both.worker.drain(0.0)
+
+
+def test_the_lanes_of_a_step_that_is_too_long_run_apart(both: Rig) -> None:
+    both.worker._limits = Limits(1e-9)
+    clip, events = both.send(make_clip(both.put(a_picture()), deterministic=False)), []
+    while not both.get(clip).state.final:
+        both.worker.tick()
+        events += both.api.receive(0)
+    assert both.get(clip).state is JobState.COMPLETED and both.unet.batches == [1] * 6
+    assert {event.step for event in events if event.type == "progress"} <= {0, 1, 2, 3}
+    assert both.value("darkroom_steps_total", use="useful") == 3
 
 
 def test_previews_are_shown_in_order(rig: Rig) -> None:
