@@ -181,7 +181,9 @@ def main(
         Target(f"share of a core, {STREAMS} idle streams", share, STREAMS_TARGET, at_least=False),
     ]
     print_targets(targets)
-    console.print(f"starts {starts}, requests {spent}, of the bare framework {floor}, load {began_at} before and {load()} after")
+    console.print(
+        f"starts {starts}, requests {spent}, of the bare framework {floor}, load {began_at} before and {load()} after"
+    )
     save(out, "api", {
         **about,
         "starts_s": [round(seconds, 3) for seconds in starts],

@@ -18,10 +18,10 @@ from service.settings import Settings
 from service.worker.batch import Stage
 from service.worker.clip import Clip
 from service.worker.input import Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.opening import load_model
 from service.worker.picture import Picture
 from service.worker.piece import Piece
-from service.worker.residency import LoadedModel
 from service.worker.runner import Preview, Runner
 
 FPS = 7

@@ -5,6 +5,8 @@
     <root>/<digest>/checksums   the size and SHA-256 of each of its files
     <root>/<digest>.partial/    a build under way, or one that was killed
     <root>/<digest>.lock        locked while it is built or removed
+    <root>/<digest>.kernels     what a session of it compiled when it was loaded
+    <root>/*.timing             what builds measured
 
 An entry appears by one rename of a folder that is already on disk, so it is there whole or not at all.
 """
@@ -20,11 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 CHECKSUMS, KEY = "checksums", "key.json"
 GRACE_S = 60.0
 """An entry that was asked for within this time is not evicted: its session may be opening it."""
+SETTLED_S = 2.0
+"""A file that was changed within this time may be changed again without showing it: file systems' clocks are coarse."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ class EngineCache:
         _touch(entry)
         return entry if _is_intact(entry) else None
 
+    def beside(self, name: str) -> Path:
+        """A file of the cache's folder that is no engine and may be lost: what a library remembers of its builds."""
+        return self._root / name
+
     def discard(self, key: EngineKey) -> None:
         """Remove ``key``'s entry, unless somebody builds it just now: it does not do what it was built for."""
         entry = self._root / key.digest
@@ -168,11 +177,35 @@ class EngineCache:
 
 
 def sha256_of_files(paths: list[Path]) -> str:
-    """One hash over the contents of ``paths``, in this order."""
+    """One hash over the contents of ``paths``, in this order. A process reads a file that does not change once."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(_sha256(path))
+        digest.update(_remembered_sha256(path))
     return digest.hexdigest()
+
+
+def kernels_of(entry: Path) -> Path:
+    """Where a session of an entry keeps what it compiles. Not among the entry's files, which never change."""
+    return entry.with_name(f"{entry.name}.kernels")
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that others may be reading."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _remembered_sha256(path: Path) -> bytes:
+    state = path.stat()
+    if time.time() - state.st_ctime < SETTLED_S:
+        return _sha256(path)
+    return _sha256_in_state(path, state.st_ino, state.st_size, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_in_state(path: Path, *_state: int) -> bytes:
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> bytes:
@@ -214,6 +247,7 @@ def _remove(path: Path) -> bool:
     """Remove an entry or what is left of a build, unless somebody holds its lock."""
     with suppress(BlockingIOError), _locked(_lock_of(path), wait=False):
         shutil.rmtree(path, ignore_errors=True)
+        kernels_of(path).unlink(missing_ok=True)
         return True
     return False
 

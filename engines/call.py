@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,3 +102,13 @@ def outputs_of(result: Output) -> tuple[Tensor, ...]:
 def graph_digest(path: Path) -> str:
     """SHA-256 of a graph or plan and of the weights that lie beside it, in hexadecimal."""
     return sha256_of_files(sorted(path.parent.glob(f"{path.name}*")))
+
+
+def processor() -> str:
+    """The architecture, and on x86 the widest vector instructions: libraries choose their code by them."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:  # not Linux
+        words = {platform.processor()}
+    widest = next((name for name in ("avx512f", "avx2", "avx") if name in words), "")
+    return f"{platform.machine()}-{widest}".rstrip("-")

@@ -8,8 +8,9 @@ numerics.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,13 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from engines.background import Done
-from engines.cache import EngineCache
-from engines.call import Output, outputs_of
-from engines.networks import networks_of
+from engines.call import Output, Session, examples, outputs_of
+from engines.maker import Maker
 from engines.precision import TOLERANCE
-from engines.prepare import build_graph, graph_key
-from engines.session import OnnxSession
-from engines.verdict import Network, Recorder, Verdict, judge
+from engines.verdict import Network, Recorder, Remembered, Sample, Verdict, judge
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class EngineLife:
 
     def __init__(
         self, built: Mapping[str, Built], missing: Sequence[str] = (), begin: Begin | None = None,
-        awaited: Sequence[str] = (), excused: Callable[[Exception], bool] = blames_the_call,
+        awaited: Sequence[str] = (), excused: Callable[[Exception], bool] = blames_the_call, maker: Maker | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -82,7 +80,9 @@ class EngineLife:
             begin: builds them; None: they stay on torch.
             awaited: those of ``missing`` that must have been called before, so that there are inputs to judge on.
             excused: tells errors that say nothing against an engine that raises them.
+            maker: what the engines are of; None: there are none.
         """
+        self.maker = maker
         self._begin, self._awaited, self._excused = begin, tuple(awaited), excused
         self._recorders: dict[str, list[Recorder]] = {}
         self._build: Build | None = None
@@ -143,12 +143,24 @@ class EngineLife:
 
         return call
 
+    def load(self, name: str, path: Path, maker: Maker) -> Session:
+        """The engine of a network, which is dropped if it cannot be loaded.
+
+        Raises:
+            EngineFailed: whatever the reason.
+        """
+        try:
+            return maker.open(path)
+        except Exception as error:
+            self._fall(name, "dropped", f"{type(error).__name__}: {error}")
+            raise EngineFailed(f"the engine of {name} cannot be loaded: {error}") from error
+
     def begin(self) -> None:
         """Begin the build, if it can begin now."""
         if not self.waits or self._begin is None:
             return
         missing = [name for name, state in self.states.items() if state == "building"]
-        samples = {name: [tuple(t.numpy() for t in sample) for sample in self._samples(name)] for name in missing}
+        samples = {name: [tuple(map(_plain, sample)) for sample in self._samples(name)] for name in missing}
         self._build = self._begin(missing, samples)
         for recorder in (one for recorders in self._recorders.values() for one in recorders):
             recorder.stop()
@@ -169,8 +181,11 @@ class EngineLife:
         if self._build is not None:
             self._build.stop()
 
-    def _samples(self, name: str) -> list[tuple[torch.Tensor, ...]]:
-        return [sample for recorder in self._recorders.get(name, []) for sample in recorder.samples]
+    def _samples(self, name: str) -> list[Sample]:
+        """Inputs that occurred; of a variant that was not called, those of its network."""
+        found = [sample for recorder in self._recorders.get(name, []) for sample in recorder.samples]
+        whole, _, variant = name.partition("/")
+        return found or (self._samples(whole) if variant else [])
 
     def _take(self, name: str, built: Built) -> None:
         if built.verdict is not None:
@@ -187,46 +202,66 @@ class EngineLife:
         logger.warning("a network has no engine", extra={"network": name, "state": state, "reason": reason})
 
 
-def build_and_judge(
-    folder: Path, names: Sequence[str], cache_root: Path, cache_bytes: int, samples: Samples, limit_s: float
-) -> dict[str, Built]:
-    """Work for :class:`engines.background.Background`: export networks of a model folder in fp32 for ONNX Runtime, and
-    compare each with torch on inputs that occurred. What is not accepted leaves the cache.
+def build_and_judge(maker: Maker, names: Sequence[str], samples: Samples, limit_s: float) -> dict[str, Built]:
+    """Work for :class:`engines.background.Background`: build the engines of these networks, and compare each with torch
+    in fp32, to the tolerance of its precision, on inputs that occurred. What is not accepted leaves the cache.
 
     Args:
-        folder: the model's.
-        names: the networks', as in :func:`engines.networks.networks_of`.
-        cache_root: of the engine cache.
-        cache_bytes: its limit; 0: none.
-        samples: inputs that occurred. A network without any has only its export's own comparison.
+        maker: of the engines.
+        names: the networks'.
+        samples: inputs that occurred. For a network without any, an engine of fixed shapes is compared on random
+            inputs, and one of free shapes has only its export's own comparison.
         limit_s: how long an engine may take for one of them.
 
     Raises:
-        ValueError: the folder has no such network, or a file is missing.
+        ValueError: the model has no such network, or a file is missing.
     """
     torch.set_num_threads(1)
-    networks, cache = networks_of(folder), EngineCache(cache_root, cache_bytes)
+    torch.backends.cudnn.allow_tf32 = False  # the reference is exact
+    if maker.device != "cpu":
+        torch.cuda.set_device(maker.device)
+    networks = maker.networks()
     if unknown := [name for name in names if name not in networks]:
-        raise ValueError(f"network {unknown[0]!r} is none of {folder.name}, which has {', '.join(networks)}")
+        raise ValueError(f"network {unknown[0]!r} is none of {maker.folder.name}, which has {', '.join(networks)}")
 
     def one(name: str) -> Built:
-        network = networks[name]
+        given = [tuple(torch.from_numpy(array) for array in sample) for sample in samples.get(name, ())]
         try:
-            path = build_graph(network, cache)
+            path = maker.build(name, given)
         except RuntimeError as error:
             return Built(None, str(error))
-        tensors = [tuple(torch.from_numpy(array) for array in sample) for sample in samples.get(name, ())]
-        if not tensors:
-            return Built(path)
-        try:
-            engine = OnnxSession(path, threads=1)
-        except Exception as error:  # whatever the library raises
-            cache.discard(graph_key(network))
-            return Built(None, f"{type(error).__name__}: {error}")
-        verdict = judge(engine, network.load(), tensors, TOLERANCE["fp32"], limit_s, True)
-        if verdict.accepted:
+        verdict = _verdict(maker, name, path, given, limit_s)
+        if verdict is None or verdict.accepted:
             return Built(path, verdict=verdict)
-        cache.discard(graph_key(network))
+        maker.discard(name, path)
         return Built(None, verdict.reason, verdict)
 
     return {name: one(name) for name in names}
+
+
+def _verdict(maker: Maker, name: str, path: Path, samples: Sequence[Sample], limit_s: float) -> Verdict | None:
+    """The comparison with torch; None where there is nothing to compare on."""
+    network, buckets = maker.networks()[name], maker.buckets(path)
+    if buckets is not None:
+        lanes = [buckets.lanes_of([tensor.shape for tensor in sample]) for sample in samples]
+        samples = [tuple(t[:count] for t in sample) for sample, count in zip(samples, lanes, strict=True) if count]
+        samples = samples or [examples(network.signature, sizes) for sizes in buckets.sizes]
+    if not samples:
+        return None
+    samples = [tuple(tensor.to(maker.device) for tensor in sample) for sample in samples]
+    # Torch's weights are gone before the engine's come: a GPU that serves may not have room for both.
+    reference = Remembered(network.load().to(maker.device), samples)
+    torch.cuda.empty_cache()
+    try:
+        engine = maker.open(path)
+    except Exception as error:  # whatever the library raises
+        return Verdict(False, f"{type(error).__name__}: {error}", math.nan, 0.0, 0.0)
+    tolerance = TOLERANCE[network.precision(maker.precision)]
+    found = judge(engine, reference, samples, tolerance, limit_s, maker.rows_are_their_own)
+    return replace(found, torch_s=reference.seconds)
+
+
+def _plain(tensor: torch.Tensor) -> NDArray[np.generic]:
+    """On the processor, and in fp32 where it is real: what an engine is given."""
+    array: NDArray[np.generic] = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    return array

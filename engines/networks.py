@@ -20,7 +20,7 @@ from engines.wrappers import ClipTextNetwork, ClipVisionNetwork, T5Network, VAEE
 from models.guidance import SKIP_LAYERS
 from models.spec.config import read_json
 from models.spec.mmdit import PATCH, MMDiTSpec, read_mmdit_spec
-from models.spec.model import ModelSpec
+from models.spec.model import ONE_TOWER, ModelSpec
 from models.spec.unet import UNetSpec, read_unet_spec
 from models.spec.vae import (
     AutoencoderSpec,
@@ -114,7 +114,7 @@ def _autoencoders(folder: Path, spec: ModelSpec) -> Iterator[Network]:
 def _towers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
     if (vision := folder / "image_encoder").is_dir():
         yield Network("image_encoder", vision, vision_signature(vision), partial(_load_vision, vision))
-    penultimate = spec.pipeline != "StableDiffusionPipeline"
+    penultimate = spec.pipeline not in ONE_TOWER
     for suffix in ("", "_2"):
         if (text := folder / f"text_encoder{suffix}").is_dir():
             tokenizer = folder / f"tokenizer{suffix}"

@@ -2,7 +2,7 @@
 ``tensorrt-rtx``, whose builder needs no GPU and is told the architectures.
 
 One module serves both: RTX has everything of mainline's that is used here. Precision was decided in the graph. Plans
-are strongly typed, so no flag here changes a number.
+are strongly typed and do without TF32, so no flag here changes a number.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from engines.buckets import Buckets
+from engines.cache import replace_file
 from engines.signature import Signature, Sizes
 
 Flavour = Literal["tensorrt-rtx", "tensorrt"]
@@ -112,13 +114,18 @@ def build_plan(graph: Path, options: PlanOptions, folder: Path, timing_cache: Pa
     if plan is None:
         raise RuntimeError(f"{options.flavour} cannot build {graph}: {'; '.join(log.errors) or 'it gives no reason'}")
     if timing_cache is not None and options.flavour == "tensorrt":
-        timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        replace_file(timing_cache, memoryview(config.get_timing_cache().serialize()))
     (folder / PLAN_FILE).write_bytes(memoryview(plan))
     signature.write(folder)
     seconds = round(time.monotonic() - began, 2)
     report = _report(trt, network, options, tuple(log.warnings), plan.nbytes, seconds)
     (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def buckets_of(plan: Path) -> Buckets:
+    """What a plan takes, as the files beside it say."""
+    return Buckets(Signature.read(plan.parent), PlanReport.read(plan.parent).buckets)
 
 
 @cache
@@ -173,6 +180,7 @@ def collected(trt: ModuleType) -> Iterator[BuildLog]:
 
 def _configured(trt: ModuleType, builder: Any, signature: Signature, options: PlanOptions) -> Any:
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # a graph that says fp32 means it
     for sizes in options.buckets:
         if missing := set(signature.symbols) ^ set(sizes):
             raise ValueError(f"bucket {dict(sizes)} and the graph differ in {sorted(missing)}")

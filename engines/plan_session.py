@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engines.cache import replace_file
 from engines.call import TORCH_DTYPE, Bound, Output, bind, graph_digest
 from engines.plan import PlanReport, collected, load_tensorrt, logger_of
 from engines.signature import Port, Signature, Sizes
@@ -46,7 +47,9 @@ class PlanSession:
                 raise RuntimeError(f"{report.flavour} {trt.__version__} refuses {plan}: {'; '.join(log.errors)}")
         if streamed_bytes is not None:
             self._engine.weight_streaming_budget_v2 = streamed_bytes
-        self._device, self._stream, self._lock = torch.device("cuda"), torch.cuda.Stream(), Lock()
+        # With its index: another thread that calls may have another current device.
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._stream, self._lock = torch.cuda.Stream(), Lock()
         config = self._engine.create_runtime_config()
         cached = _use_runtime_cache(trt, config, runtime_cache) if report.flavour == "tensorrt-rtx" else None
         self._buckets = [
@@ -54,12 +57,9 @@ class PlanSession:
             for index, sizes in enumerate(report.buckets)
         ]
         if cached is not None and runtime_cache is not None:
-            runtime_cache.write_bytes(memoryview(cached.serialize()))
-        lanes = {bucket.lanes for bucket in self._buckets}
-        invariance = f"fixed-{lanes.pop()}" if len(lanes) == 1 else "fast"
-        gpu, digest = torch.cuda.get_device_name(), graph_digest(plan)[:16]
-        self.numerics = f"{report.flavour}-{trt.__version__}/{gpu}/{digest}/{invariance}"
-        """What the output's bytes depend on: library, GPU and plan. ``fixed-N``: every call runs N lanes."""
+            replace_file(runtime_cache, memoryview(cached.serialize()))
+        self.numerics = plan_numerics(plan)
+        """What the output's bytes depend on: :func:`plan_numerics`."""
 
     def __call__(self, *inputs: Tensor) -> Output:
         """One evaluation, in order with the current stream of the caller.
@@ -77,7 +77,7 @@ class PlanSession:
         """
         bound = bind(self.signature, inputs, self._device)
         bucket = self._bucket(bound.sizes)
-        caller = torch.cuda.current_stream()
+        caller = torch.cuda.current_stream(self._device)
         with self._lock:
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
@@ -142,9 +142,24 @@ class _Bucket:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Other threads run networks meanwhile, which allocate; that is not to end the capture.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._execute()
         return graph
+
+
+def plan_numerics(plan: Path) -> str:
+    """What the bytes depend on that a session of this plan computes: library, GPU and plan. ``fixed-N``: every call
+    runs N lanes.
+
+    Raises:
+        ValueError: this flavour is not installed.
+    """
+    report = PlanReport.read(plan.parent)
+    lanes = {sizes["batch"] for sizes in report.buckets}
+    invariance = f"fixed-{lanes.pop()}" if len(lanes) == 1 else "fast"
+    gpu, version = torch.cuda.get_device_name(), load_tensorrt(report.flavour).__version__
+    return f"{report.flavour}-{version}/{gpu}/{graph_digest(plan)[:16]}/{invariance}"
 
 
 def _use_runtime_cache(trt: Any, config: Any, path: Path | None) -> Any:

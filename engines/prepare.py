@@ -19,11 +19,15 @@ from models.weights import weight_files
 logger = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).resolve().parent.parent
+_WITHOUT_GRAPHS = (
+    "background.py", "buckets.py", "cache.py", "life.py", "maker.py", "openvino_maker.py", "openvino_session.py",
+    "plan.py", "plan_maker.py", "plan_session.py", "prepare.py",
+)  # fmt: skip
 _CODE = tuple(
     path.relative_to(_SOURCE).as_posix()
     for pattern in ("engines/*.py", "kernels/*.py", "models/*.py", "models/spec/*.py", "models/checkpoints/*.py")
     for path in sorted(_SOURCE.glob(pattern))
-    if path.name not in ("cache.py", "plan.py", "plan_session.py", "prepare.py")
+    if path.name not in _WITHOUT_GRAPHS
 ) + ("models/conditioners/text.py",)
 """The code that decides what an exported graph holds, and some more: a rebuild too many costs half a minute, one too
 few a wrong picture. Text and vision towers come from transformers beside it."""
@@ -90,8 +94,18 @@ def find(model_folder: Path, cache: EngineCache) -> dict[str, Path]:
         ValueError: a file of the model is missing.
     """
     networks = [network for network in networks_of(model_folder).values() if not network.is_tower]
-    found = {network.name: cache.find(graph_key(network)) for network in networks}
-    return {name: entry / ONNX_FILE for name, entry in found.items() if entry is not None}
+    found = {network.name: find_graph(network, cache) for network in networks}
+    return {name: graph for name, graph in found.items() if graph is not None}
+
+
+def find_graph(network: Network, cache: EngineCache) -> Path | None:
+    """The ONNX file of one network in fp32, if the cache holds it.
+
+    Raises:
+        ValueError: a file of the network is missing.
+    """
+    entry = cache.find(graph_key(network))
+    return None if entry is None else entry / ONNX_FILE
 
 
 def build_graph(network: Network, cache: EngineCache, precision: Precision = "fp32") -> Path:
@@ -118,9 +132,21 @@ def build_network_plan(network: Network, cache: EngineCache, precision: Precisio
     def build_into(folder: Path) -> None:
         graph = build_graph(network, cache, precision)
         logger.info("building a plan", extra={"network": network.name, "flavour": options.flavour})
-        build_plan(graph, options, folder)
+        build_plan(graph, options, folder, cache.beside(_timing_file(options)))
 
     return cache.get_or_build(plan_key(network, precision, options), build_into) / PLAN_FILE
+
+
+def find_plan(network: Network, cache: EngineCache, precision: Precision, options: PlanOptions) -> Path | None:
+    """The plan of one network that was used last, of those in the cache that differ from ``options`` in their buckets
+    alone; errors as :func:`plan_key`."""
+    wanted = plan_key(network, precision, options)
+    for entry in reversed(cache.entries()):
+        if entry.key is not None and replace(entry.key, shapes=wanted.shapes) == wanted:
+            found = cache.find(entry.key)
+            if found is not None:
+                return found / PLAN_FILE
+    return None
 
 
 def graph_key(network: Network, precision: Precision = "fp32") -> EngineKey:
@@ -141,7 +167,11 @@ def graph_key(network: Network, precision: Precision = "fp32") -> EngineKey:
 
 
 def plan_key(network: Network, precision: Precision, options: PlanOptions) -> EngineKey:
-    """What a plan depends on: its graph and what TensorRT was asked for; mainline's also on the GPU of this machine."""
+    """What a plan depends on: its graph and what TensorRT was asked for; mainline's also on the GPU of this machine.
+
+    Raises:
+        ValueError: a file of the network is missing, or this flavour of TensorRT is not installed.
+    """
     key = graph_key(network, precision)
     flags = [name for name in ("weight_streaming", "refittable") if getattr(options, name)]
     sizes = ("+".join(f"{name}{size}" for name, size in sorted(bucket.items())) for bucket in options.buckets)
@@ -181,6 +211,11 @@ def _config(folder: Path) -> Path:
     if not config.exists():
         raise ValueError(f"{config} is missing")
     return config
+
+
+def _timing_file(options: PlanOptions) -> str:
+    place = _own_architecture(options).replace(" ", "-").replace("/", "-")
+    return f"{options.flavour}-{load_tensorrt(options.flavour).__version__}-{place}.timing"
 
 
 def _own_architecture(options: PlanOptions) -> str:

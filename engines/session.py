@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from engines.call import Bound, Output, bind, graph_digest
+from engines.call import Bound, Output, bind, graph_digest, processor
 from engines.signature import Signature
 
 NUMPY_DTYPE = {"float32": np.float32, "int64": np.int64}
@@ -89,15 +88,5 @@ def graph_numerics(path: Path, device: str = "cpu") -> str:
     """What the bytes depend on that a session of this graph computes: the library, the processor's vector instructions
     (the library picks its kernels by them) and the graph with its weights and their precision. ``any``: neither the
     other rows of the batch, nor its size, nor the number of threads."""
-    place = _processor() if device == "cpu" else torch.cuda.get_device_name()
+    place = processor() if device == "cpu" else torch.cuda.get_device_name()
     return f"onnxruntime-{onnxruntime.__version__}/{place}/{graph_digest(path)[:16]}/any"
-
-
-def _processor() -> str:
-    """The architecture, and on x86 the widest vector instructions."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:  # not Linux
-        words = {platform.processor()}
-    widest = next((name for name in ("avx512f", "avx2", "avx") if name in words), "")
-    return f"{platform.machine()}-{widest}".rstrip("-")

@@ -53,24 +53,20 @@ def check_graph(path: Path, signature: Signature, expected: Sequence[Case], prec
     if domains or model.functions:
         raise RuntimeError(f"{path}: operators of {domains or 'functions of its own'} are not standard")
     if precision != "bf16":
-        return _compare(OnnxSession(path, threads=1), expected, TOLERANCE[precision])
+        return compare(OnnxSession(path, threads=1), expected, TOLERANCE[precision])
     with TemporaryDirectory() as folder:
         signature.write(Path(folder))
         wide = widened(path, Path(folder) / path.name)
-        _compare(OnnxSession(wide, threads=1), expected, TOLERANCE[precision])
+        compare(OnnxSession(wide, threads=1), expected, TOLERANCE[precision])
 
 
-def largest_error(got: Output, expected: Output) -> float:
-    """The largest difference of two results over the largest element of ``expected``, the worst of all outputs; not a
-    number where one holds none."""
-    errors = [
-        ((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-30)).item()
-        for a, b in zip(outputs_of(got), outputs_of(expected), strict=True)
-    ]
-    return max(errors, key=lambda error: (error != error, error))
+def compare(session: Callable[..., Output], expected: Sequence[Case], tolerance: float) -> None:
+    """A session against what torch made of the same inputs, and its rows against themselves alone.
 
-
-def _compare(session: Callable[..., Output], expected: Sequence[Case], tolerance: float) -> None:
+    Raises:
+        RuntimeError: it computes something else, or gives a row other bytes in a batch than alone. The message says
+            where and by how much.
+    """
     for inputs, outputs in expected:
         got = outputs_of(session(*inputs))
         shapes = [tuple(tensor.shape) for tensor in inputs]
@@ -81,6 +77,16 @@ def _compare(session: Callable[..., Output], expected: Sequence[Case], tolerance
         if not error <= tolerance:  # also when it is not a number
             raise RuntimeError(f"at {shapes} the largest error against torch is {error:.1e} of the largest output")
         check_rows(session, inputs)
+
+
+def largest_error(got: Output, expected: Output) -> float:
+    """The largest difference of two results over the largest element of ``expected``, the worst of all outputs; not a
+    number where one holds none."""
+    errors = [
+        ((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-30)).item()
+        for a, b in zip(outputs_of(got), outputs_of(expected), strict=True)
+    ]
+    return max(errors, key=lambda error: (error != error, error))
 
 
 def check_rows(session: Callable[..., Output], inputs: Sequence[Tensor]) -> None:

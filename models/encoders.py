@@ -22,8 +22,10 @@ from transformers.utils.logging import disable_progress_bar
 from models.checkpoints.clip import clip_names, open_clip_names, t5_names
 from models.checkpoints.single_file import Layout
 from models.checkpoints.source import Naming, below
-from models.checkpoints.stored import Namings, find_stored
+from models.checkpoints.stored import Namings, find_stored, stored_numbers
+from models.eight_bit import fill, make_room_in_8_bits, weight_bytes
 from models.spec.config import read_config
+from models.spec.memory import T5
 
 E = TypeVar("E", CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5EncoderModel)
 T = TypeVar("T", CLIPTokenizer, T5Tokenizer)
@@ -38,19 +40,44 @@ def load_encoder(
     Raises:
         ValueError: a file is missing or damaged, or keys or shapes do not match its config to the letter.
     """
-    path = folder / "config.json"
-    content = read_config(path)
-    try:
-        config = cast(Any, cls).config_class.from_dict(content)
-        with torch.device("meta"):
-            network = cls(config)
-    except Exception as error:  # the library has errors of its own for what a config may hold
-        raise ValueError(f"{path} makes no sense: {error}") from error
-    state = dict(find_stored(folder, network, encoder_namings(network)).read())
+    network = _blank(cls, folder)
+    stored = find_stored(folder, network, encoder_namings(network))
+    state = {name: tensor.to(dtype) for name, tensor in stored.read()}
     disable_progress_bar()  # a bar for every encoder would fill the worker's log
-    encoder = cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    encoder = cls.from_pretrained(None, config=network.config, state_dict=state, dtype=dtype)
     cast(Any, encoder).to(device)
     return encoder.eval().requires_grad_(False)
+
+
+def load_t5_in_8_bits(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> T5EncoderModel:
+    """As :func:`load_encoder` of T5, with its linear layers in 8 bits (:mod:`models.eight_bit`) and the rest, which is
+    little but the table of tokens, in ``dtype``. There is never more than one unrounded layer in memory.
+
+    Raises:
+        ValueError: as there.
+    """
+    network = _blank(T5EncoderModel, folder)
+    stored = find_stored(folder, network, encoder_namings(network))
+    make_room_in_8_bits(network)
+    fill(network, stored.read(), dtype, device)
+    network.tie_weights()
+    return network.eval().requires_grad_(False)
+
+
+def encoder_bytes(folder: Path, dtype: torch.dtype, eight_bit_t5: bool = False) -> int:
+    """Memory of the weights of a folder such as ``text_encoder`` in ``dtype``, or of T5's in 8 bits, without reading
+    them.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    if not eight_bit_t5 or folder.name != T5:
+        return dtype.itemsize * stored_numbers(folder)
+    network = _blank(T5EncoderModel, folder)
+    make_room_in_8_bits(network)
+    return weight_bytes(network, dtype)
 
 
 def read_tokenizer(cls: type[T], folder: Path) -> T:
@@ -65,6 +92,17 @@ def read_tokenizer(cls: type[T], folder: Path) -> T:
         return cls.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each kind of damage has an error of its own
         raise ValueError(f"{folder} holds no tokenizer that makes sense: {error}") from error
+
+
+def _blank(cls: type[E], folder: Path) -> E:
+    """The network of the folder's config, on the meta device."""
+    path = folder / "config.json"
+    content = read_config(path)
+    try:
+        with torch.device("meta"):
+            return cls(cast(Any, cls).config_class.from_dict(content))
+    except Exception as error:  # the library has errors of its own for what a config may hold
+        raise ValueError(f"{path} makes no sense: {error}") from error
 
 
 def encoder_namings(network: PreTrainedModel) -> Namings:

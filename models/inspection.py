@@ -3,10 +3,11 @@ read."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from models.adapters.file import AdapterFile, read_adapter
 from models.blank import Config, blank_network, namings
@@ -88,7 +89,7 @@ def _part_of_folder(config: Path) -> Part:
     try:
         with reading(config):
             network = blank_network(read_config(config))
-        return _part(config.parent.name, find_stored(config.parent, network, namings(network)))
+        return _part(config.parent.name, network, find_stored(config.parent, network, namings(network)))
     except ValueError as error:
         return Part(config.parent.name, fault=str(error))
 
@@ -123,13 +124,13 @@ def _parts_of(file: TensorFile, layout: Layout, configs: Mapping[str, Config]) -
 def _part_of_file(file: TensorFile, layout: Layout, name: str, config: Config) -> Part:
     network = blank_network(config)
     try:
-        return _part(name, stored_part(file, layout, name, network, namings(network)))
+        return _part(name, network, stored_part(file, layout, name, network, namings(network)))
     except ValueError as error:
         return Part(name, fault=str(error))
 
 
-def _part(name: str, stored: Stored) -> Part:
-    return Part(name, sum(math.prod(shape) for shape in stored.own.values()), tuple(sorted(stored.dtypes)))
+def _part(name: str, network: nn.Module, stored: Stored) -> Part:
+    return Part(name, sum(parameter.numel() for parameter in network.parameters()), tuple(sorted(stored.dtypes)))
 
 
 def _adapter(adapter: AdapterFile) -> Inspection:

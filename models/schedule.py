@@ -46,6 +46,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
+    "beta_schedule": ("linear", "scaled_linear"),
     "clip_sample": (False,),
     "thresholding": (False,),
     "interpolation_type": ("linear",),
@@ -176,6 +177,20 @@ def preconditioning(level: Level, prediction: str) -> tuple[float, float, float]
     return 1.0 / n, 1.0 / alpha, -sigma / alpha
 
 
+def noise_levels(scheduler_config: Mapping[str, Any]) -> tuple[Level, ...]:
+    """The level of every training timestep in VP scale, at which a published scheduler of any class adds noise.
+
+    How the class samples does not matter to that, so its other options are not looked at.
+
+    Raises:
+        ValueError: the config describes no noise schedule, or one that is not supported.
+    """
+    if scheduler_config.get("trained_betas") is not None:
+        raise ValueError("scheduler option trained_betas is not supported, only None is")
+    abar = _alphas_cumprod(scheduler_config, bool(scheduler_config.get("rescale_betas_zero_snr", False)))
+    return tuple(map(Level, np.sqrt(abar).tolist(), np.sqrt(1.0 - abar).tolist()))
+
+
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     for key, known in _ONLY.items():
         value = config.get(key)
@@ -212,12 +227,22 @@ def _alphas_cumprod(config: Mapping[str, Any], zero_snr: bool) -> Array:
     start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
     if count < 2 or not 0.0 < start <= end < 1.0:
         raise ValueError(f"num_train_timesteps {count}, beta_start {start} and beta_end {end} make no noise schedule")
-    if _one_of(config, "beta_schedule", "linear", ("linear", "scaled_linear")) == "linear":
+    name = _one_of(config, "beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    if name == "linear":
         betas = np.linspace(start, end, count)
-    else:
+    elif name == "scaled_linear":
         betas = np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
+    else:
+        betas = _cosine_betas(count)
     abar = np.cumprod(1.0 - betas, dtype=np.float64)
     return _rescale_to_zero_terminal_snr(abar) if zero_snr else abar
+
+
+def _cosine_betas(count: int) -> Array:
+    """abar_t = f(t) / f(0), f(t) = cos^2((t + 0.008) / 1.008 pi / 2), each beta at most 0.999 (Nichol and Dhariwal
+    2021, equation 17)."""
+    f = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2.0) ** 2
+    return np.minimum(1.0 - f[1:] / f[:-1], 0.999)
 
 
 def _rescale_to_zero_terminal_snr(abar: Array) -> Array:

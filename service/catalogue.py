@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from pathlib import Path
 
+from models.spec.files import stamp
 from models.spec.model import ModelSpec
 from service.settings import ZOO, Settings, installed_models
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 
-_Signature = tuple[tuple[str, int], ...]
+_Signature = tuple[tuple[str, str], ...]
 
 
 class Catalogue(Mapping[str, ModelSpec]):
@@ -34,7 +34,7 @@ class Catalogue(Mapping[str, ModelSpec]):
         """
         self._settings, self._clock = settings, clock
         self._looked_at, self._signature = clock(), _signature(settings)
-        self._models = installed_models(settings)
+        self._models = self._told = installed_models(settings)
         self._fault = ""
 
     def __getitem__(self, name: str) -> ModelSpec:
@@ -61,6 +61,11 @@ class Catalogue(Mapping[str, ModelSpec]):
         """Names and models."""
         return self._now().items()
 
+    def replaced(self) -> list[str]:
+        """Names of the models that have become others since this was asked last: other files, or another folder."""
+        before, self._told = self._told, self._now()
+        return [name for name, spec in self._told.items() if name in before and before[name] != spec]
+
     def _now(self) -> dict[str, ModelSpec]:
         now = self._clock()
         if now - self._looked_at >= LOOK_EVERY_S:
@@ -86,14 +91,6 @@ class Catalogue(Mapping[str, ModelSpec]):
 
 def _signature(settings: Settings) -> _Signature:
     """What is another one when a model comes, goes or is replaced."""
-    files = [file for folder in (ZOO, *settings.models) for file in folder.glob("*/model_index.json")]
-    files += [folder / "model_index.json" for folder in settings.models]
-    return tuple(sorted((str(file), _changed_at(file)) for file in files))
-
-
-def _changed_at(file: Path) -> int:
-    """Nanoseconds; 0 of a file that is not there."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return 0
+    indexes = [index for folder in (ZOO, *settings.models) for index in folder.glob("*/model_index.json")]
+    indexes += [index for folder in settings.models if (index := folder / "model_index.json").exists()]
+    return tuple(sorted((str(index), stamp([index.parent])) for index in indexes))

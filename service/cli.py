@@ -12,6 +12,7 @@ from service.commands.terminal import DataOption, failure, read_settings
 app = typer.Typer(help="Serve diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 app.command()(generate.generate)
+app.command()(generate.upscale)
 app.command()(generate.animate)
 app.command()(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")

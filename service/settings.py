@@ -67,17 +67,21 @@ class Settings(BaseSettings):
     processor."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Of networks on torch; ``auto``: bf16 on a GPU, or fp16 on one that has no bf16, and fp32 on the processor."""
+    t5: Literal["full", "8bit"] = "full"
+    """T5, the largest text encoder of Stable Diffusion 3: in the precision of the others, or with most of its weights
+    in 8 bits, which takes half of its memory and changes pictures a little."""
     kernels: str = ""
     """Which implementation ops run on a GPU, ``attention=torch,geglu=triton``; ops that are not named run the one that
     was measured to be faster."""
     graphs: bool = True
     """Whether steps on a GPU are captured as CUDA graphs and replayed."""
-    backend: Literal["onnxruntime", "torch"] = "onnxruntime"
-    """What runs networks in fp32 on the processor. On a GPU, and in other precisions, that is torch."""
+    backend: Literal["onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    """What runs networks: ``onnxruntime`` or ``openvino`` in fp32 on the processor, ``tensorrt`` or ``tensorrt-rtx``
+    on a GPU, and ``torch`` everywhere; what the named one does not run, torch does."""
     engines: Literal["auto", "wait", "background", "cached"] = "auto"
     """When engines are made that the cache lacks. ``wait``: a model is not ready before; ``background``: torch serves
     until they are built and were found to be right; ``cached``: never here, only by ``darkroom engines build``;
-    ``auto``: shipped models that draw from text wait, others do not."""
+    ``auto``: on the processor shipped models that draw from text wait, others do not."""
     engines_bytes: int = Field(default=0, ge=0)
     """What compiled engines may take on disk: those that were used longest ago are deleted; 0: no limit."""
     memory_bytes: int = Field(default=0, ge=0)

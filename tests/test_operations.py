@@ -26,7 +26,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 
 def documented() -> dict[str, str]:
     """Settings in the table of docs/operations.md, each with what stands under "default"."""
-    rows = re.findall(r"^\| `([A-Z_`, ]+)` \| (.*?) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Z0-9_`, ]+)` \| (.*?) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     return {name.strip("` ").lower(): default for names, default in rows for name in names.split(",")}
 
 

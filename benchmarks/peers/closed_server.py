@@ -33,11 +33,11 @@ from service.settings import Settings, installed_models
 from service.worker.batch import Stage
 from service.worker.clip import Clip
 from service.worker.input import Inputs, read_inputs
+from service.worker.loaded import LoadedModel
 from service.worker.media import encode_picture
 from service.worker.opening import load_model
 from service.worker.picture import Picture
 from service.worker.piece import Piece
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from service.worker.video import encode_clip
 

@@ -2,7 +2,8 @@
 
     W = W0 + sum of weight * delta
 
-in fp32, rounded once to the network's dtype. What is stored is the only W0: none is kept in memory.
+in fp32, rounded once: to the network's dtype, or to the 8 bits that it holds a layer in. What is stored is the only W0:
+none is kept in memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from models.checkpoints.ldm import LdmUNetNames
 from models.checkpoints.sd3 import SD3Names
 from models.checkpoints.source import Naming, Source, own_names
 from models.checkpoints.stored import find_stored
+from models.eight_bit import EightBitLinear
 from models.mmdit import MMDiT
 from models.unet import UNet
 
@@ -125,7 +127,11 @@ class Fusible:
 
     @torch.no_grad()
     def _put(self, name: str, weight: Tensor) -> None:
-        self.network.get_parameter(name).copy_(weight)
+        owner, _, _ = name.rpartition(".")
+        if isinstance(module := self.network.get_submodule(owner), EightBitLinear):
+            module.hold(weight.to(module.weight.device))
+        else:
+            self.network.get_parameter(name).copy_(weight)
 
 
 def _places(network: nn.Module, own: Mapping[str, tuple[int, ...]]) -> dict[str, list[Place]]:

@@ -13,8 +13,9 @@ from transformers import T5EncoderModel, T5Tokenizer
 from models.conditioners.condition import Condition
 from models.conditioners.prompt import plain_text
 from models.conditioners.text import SideBySide, TextTower, load_projected_tower, load_tokenizer
-from models.encoders import load_encoder, read_tokenizer
+from models.encoders import load_encoder, load_t5_in_8_bits, read_tokenizer
 from models.spec.config import read_json
+from models.spec.memory import T5
 
 T5Use = Literal["encode", "drop", "zeros"]
 """Encode with T5; leave its tokens out, which makes the sequence shorter; or zeros in their place, as diffusers does
@@ -31,15 +32,25 @@ class T5Tower:
         self.network = network
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> T5Tower:
-        """Read ``text_encoder_3`` and ``tokenizer_3`` of a diffusers folder.
+    def load(
+        cls,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        eight_bit: bool = False,
+    ) -> T5Tower:
+        """Read ``text_encoder_3`` and ``tokenizer_3`` of a diffusers folder, with weights in ``dtype`` or most of them
+        in 8 bits.
 
         Raises:
             ValueError: ``dtype`` is neither fp32 nor bf16. T5's activations exceed the range of fp16.
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of T5 is {dtype}, expected torch.float32 or torch.bfloat16")
-        network = load_encoder(T5EncoderModel, folder / "text_encoder_3", dtype, device)
+        if eight_bit:
+            network = load_t5_in_8_bits(folder / T5, dtype, device)
+        else:
+            network = load_encoder(T5EncoderModel, folder / T5, dtype, device)
         return cls(read_tokenizer(T5Tokenizer, folder / "tokenizer_3"), network)
 
     def encode(self, text: str, tokens: int) -> Tensor:
@@ -88,6 +99,7 @@ class SD3Conditioner:
         dtype: torch.dtype = torch.float32,
         t5_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        eight_bit_t5: bool = False,
     ) -> SD3Conditioner:
         """Read the text encoders of a diffusers folder.
 
@@ -98,11 +110,12 @@ class SD3Conditioner:
             dtype: of the CLIP towers.
             t5_dtype: fp32 or bf16.
             device: of all of them.
+            eight_bit_t5: hold most of T5's weights in 8 bits, and compute with them in ``t5_dtype``.
 
         Raises:
             ValueError: the folder has no T5 to encode with, or ``t5_dtype`` is not one of the two.
         """
-        has_t5 = (folder / "text_encoder_3").is_dir()
+        has_t5 = (folder / T5).is_dir()
         use: T5Use = t5 or ("encode" if has_t5 else "drop")
         first, second = (
             TextTower(
@@ -112,7 +125,7 @@ class SD3Conditioner:
             )
             for n in ("", "_2")
         )
-        third = T5Tower.load(folder, t5_dtype, device) if has_t5 and use == "encode" else None
+        third = T5Tower.load(folder, t5_dtype, device, eight_bit_t5) if has_t5 and use == "encode" else None
         width = int(read_json(folder / "transformer" / "config.json")["joint_attention_dim"])
         return cls((first, second), third, width, use)
 

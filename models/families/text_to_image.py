@@ -21,8 +21,8 @@ from models.conditioners.stable_diffusion import StableDiffusionConditioner
 from models.families.row import Denoiser, Row, advance, start
 from models.guidance import SKIP_LAYERS, Guidance
 from models.plan import Plan, make_plan
-from models.schedule import Schedule
-from models.spec.model import REFINER, ModelSpec
+from models.schedule import Level, Schedule, noise_levels
+from models.spec.model import ONE_TOWER, REFINER, ModelSpec
 from models.spec.unet import read_unet_spec
 from models.spec.vae import VAESpec, read_vae_spec
 from models.tiling import tiled_decode, tiled_encode
@@ -59,6 +59,8 @@ class TextToImageModel:
     """A small decoder of lesser quality, where the folder has one in ``vae_tiny``."""
     refiner: TextConditioner | None = None
     """What conditions the network that takes over near the end, where there is one."""
+    low_resolution: tuple[Level, ...] = ()
+    """Of an upscaler: the level at which its picture is noised, by noise level."""
     device: torch.device = CPU
     """Where its networks run and its rows live."""
 
@@ -133,18 +135,20 @@ def load_with(
         downscale=vae.downscale,
         fast_decoder=fast_decoder,
         refiner=load_refiner_conditioner(spec, dtype, device),
+        low_resolution=() if spec.upscaling is None else noise_levels(spec.upscaling.scheduler_config),
         device=device,
     )
 
 
 def load_conditioner(
-    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device = CPU, eight_bit_t5: bool = False
 ) -> TextConditioner:
-    """The text encoders of a model's folder. T5, whose activations exceed the range of fp16, is bf16 in its place."""
+    """The text encoders of a model's folder. T5, whose activations exceed the range of fp16, is bf16 in its place, and
+    may have most of its weights in 8 bits."""
     if spec.pipeline == "StableDiffusion3Pipeline":
         t5_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-        return SD3Conditioner.load(spec.folder, None, dtype, t5_dtype, device)
-    if spec.pipeline in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
+        return SD3Conditioner.load(spec.folder, None, dtype, t5_dtype, device, eight_bit_t5)
+    if spec.pipeline in ONE_TOWER:
         return StableDiffusionConditioner.load(spec.folder, dtype, device)
     if spec.needs == "picture":
         return SDXLRefinerConditioner.load(spec.folder, read_unet_spec(spec.folder), dtype, device)
@@ -206,11 +210,12 @@ def start_row(
 
     Raises:
         ValueError: a side of ``size`` is no such multiple, the picture or mask has another shape, the plan or mask
-            needs a picture and there is none, or the model was loaded without an encoder or needs what is not given.
+            needs a picture and there is none, the model was loaded without an encoder or needs what is not given, or it
+            is an upscaler, whose rows :func:`models.families.upscaling.start_row` begins.
     """
     width, height = size
     masked = model.spec.needs == "picture and mask"
-    if (model.spec.needs and picture is None) or (masked and mask is None):
+    if model.spec.upscaling or (model.spec.needs and picture is None) or (masked and mask is None):
         raise ValueError(f"model {model.spec.name!r} needs a {model.spec.needs}")
     if width % model.downscale or height % model.downscale:
         raise ValueError(f"size is {width}x{height} pixels, expected multiples of {model.downscale}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 WEIGHTS_SHARE = 0.7
@@ -13,6 +13,8 @@ DEVICE_GB = (8, 16, 24, 80, 141)
 """Memory of the usual GPUs, in 10^9 bytes."""
 T5 = "text_encoder_3"
 """The part that is larger than some denoisers, and that models run without, worse."""
+T5_BYTES_IN_8_BITS = 1.03
+"""Of one parameter of T5-XXL with its linear layers in 8 bits: the table of its tokens stays as it is."""
 
 Network = Literal["encoders", "denoiser", "autoencoder"]
 _NETWORK_OF: dict[str, Network] = {"unet": "denoiser", "transformer": "denoiser", "vae": "autoencoder"}
@@ -31,8 +33,8 @@ class MemoryPlan:
     """Read for their stage, and gone when the next one needs the room."""
     too_large: tuple[Network, ...]
     """Not even alone in memory: the model cannot run."""
-    eight_bit_t5_helps: bool
-    """Whether with T5 in 8 bits instead of 16 all would stay, or a model that cannot run could."""
+    with_eight_bit_t5: MemoryPlan | None = None
+    """The same with T5 in 8 bits, where all would stay then, or a model run that else cannot."""
 
     def __str__(self) -> str:
         """In a few words."""
@@ -40,24 +42,38 @@ class MemoryPlan:
             said = f"{' and '.join(self.too_large)} too large"
         else:
             said = f"{' and '.join(self.leaves)} leave after use" if self.leaves else "all stays"
-        return f"{said}; T5 in 8 bits would help" if self.eight_bit_t5_helps else said
+        return said if self.with_eight_bit_t5 is None else f"{said}; T5 in 8 bits: {self.with_eight_bit_t5}"
 
 
-def plan_memory(parameters: Mapping[str, int], device_bytes: int, bytes_each: int = 2) -> MemoryPlan:
+def plan_memory(
+    parameters: Mapping[str, int], device_bytes: int, bytes_each: int = 2, eight_bit_t5: bool = False
+) -> MemoryPlan:
     """What stays, leaves, or cannot be on a device.
 
     Args:
         parameters: of each part of a model, by folder.
         device_bytes: all of its memory.
         bytes_each: of one parameter: 2 in half precision, 4 in fp32.
+        eight_bit_t5: whether T5 is held in 8 bits.
     """
     room = int(WEIGHTS_SHARE * device_bytes)
-    plan = _placed({part: bytes_each * count for part, count in parameters.items()}, room)
-    if T5 not in parameters or not (plan.leaves or plan.too_large):
-        return plan
-    small = _placed({part: (1 if part == T5 else bytes_each) * count for part, count in parameters.items()}, room)
-    helps = not small.too_large and (bool(plan.too_large) or not small.leaves)
-    return MemoryPlan(plan.stays, plan.leaves, plan.too_large, helps)
+    sizes = {part: bytes_each * count for part, count in parameters.items()}
+    small = _placed({**sizes, **_in_8_bits(parameters)}, room)
+    if eight_bit_t5:
+        return small
+    plan = _placed(sizes, room)
+    helps = not small.too_large and (bool(plan.too_large) or (bool(plan.leaves) and not small.leaves))
+    return replace(plan, with_eight_bit_t5=small) if helps else plan
+
+
+def bytes_saved(parameters: Mapping[str, int], bytes_each: int = 2) -> int:
+    """What T5 in 8 bits takes less than in full; 0 for a model without it."""
+    return sum(bytes_each * parameters[part] - size for part, size in _in_8_bits(parameters).items())
+
+
+def _in_8_bits(parameters: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of T5, where there is one."""
+    return {T5: int(T5_BYTES_IN_8_BITS * parameters[T5])} if T5 in parameters else {}
 
 
 def _placed(sizes: Mapping[str, int], room: int) -> MemoryPlan:
@@ -72,4 +88,4 @@ def _placed(sizes: Mapping[str, int], room: int) -> MemoryPlan:
             stays.append(network)
             taken += by_network[network]
     leaves = tuple(network for network in _PLACE if network not in stays and network not in too_large)
-    return MemoryPlan(tuple(stays), leaves, too_large, eight_bit_t5_helps=False)
+    return MemoryPlan(tuple(stays), leaves, too_large)

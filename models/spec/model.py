@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.spec.config import read_config, read_json, reading
+from models.spec.files import stamp
 from models.spec.vae import VAESpec, read_vae_spec
 
-Task = Literal["text-to-image", "image-to-video"]
-Needs = Literal["", "picture", "picture and mask"]
+Task = Literal["text-to-image", "upscaling", "image-to-video"]
+Needs = Literal["", "picture", "picture and mask", "low-resolution picture"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class System:
     guidance: float
 
 
+ONE_TOWER = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionUpscalePipeline")
+"""Pipelines whose texts are read by one tower, nothing of them pooled."""
+
 SYSTEMS = {
     "StableDiffusionPipeline": System("text-to-image", "unet", 50, 7.5),
     "StableDiffusionInpaintPipeline": System("text-to-image", "unet", 50, 7.5),
@@ -31,6 +35,7 @@ SYSTEMS = {
     "StableDiffusionXLInpaintPipeline": System("text-to-image", "unet", 30, 7.5),
     "StableDiffusionXLImg2ImgPipeline": System("text-to-image", "unet", 50, 5.0),
     "StableDiffusion3Pipeline": System("text-to-image", "transformer", 28, 7.0),
+    "StableDiffusionUpscalePipeline": System("upscaling", "unet", 75, 9.0),
     "StableVideoDiffusionPipeline": System("image-to-video", "unet", 25, 3.0),
 }
 
@@ -49,6 +54,22 @@ SOLVER_OF_SCHEDULER = {
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
 """Our solver's name for the scheduler class that a published folder names."""
+
+PICTURE_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class UpscalingSpec:
+    """How a model enlarges a picture: its network sees the picture, noised, behind the noisy latent of the same size,
+    and is told the noise level (conditioning augmentation, Ho et al. 2022)."""
+
+    factor: int
+    """Times by which each side grows."""
+    multiple: int
+    """What the sides of the picture are padded to: the network halves them so often."""
+    max_noise_level: int
+    scheduler_config: dict[str, Any]
+    """Of the schedule by which the picture is noised: a noise level is one of its training timesteps."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +94,16 @@ class ModelSpec:
     max_guidance: float = 30.0
     needs: Needs = ""
     """What a request must bring beside its prompt: a picture for a refiner, a mask too for an inpainting network."""
+    upscaling: UpscalingSpec | None = None
+    """Of a model that enlarges pictures. The largest of its ``sizes`` bounds the pixels of what it makes."""
     refiner: Path | None = None
     """Folder of the model whose network takes over near the end of a picture (Podell et al. 2023, section 2.5)."""
     refiner_at: float = 0.8
     """The share of the training steps after which it does."""
     licence: str | None = None
     """Identifier of the licence of its weights, where the folder states one."""
+    files: str = ""
+    """Stamp of its files and its refiner's: a model of the same name with other weights is another model."""
 
     @property
     def system(self) -> System:
@@ -108,17 +133,21 @@ class ModelSpec:
             native = int(network["sample_size"]) * vae.downscale
             frames = int(network.get("num_frames", 1)) if system.task == "image-to-video" else 1
             needs = _needs(system, int(network["in_channels"]), vae, index)
+        upscaling = _upscaling(folder, network, vae, index) if system.task == "upscaling" else None
+        # The authors of the upscaler show it at four times the size that it was trained at, too.
+        sizes = [(native * times, native * times) for times in ((1, 4) if upscaling else (1,))]
         with reading(path := folder / "scheduler" / "scheduler_config.json"):
             scheduler = read_json(path)
             distilled = _is_turbo(pipeline, scheduler)
             solver = _solver_of(scheduler)
         with reading(path := folder / "darkroom.json"):
             card = read_json(path) if path.exists() else {}
+            refiner = _refiner(folder, card.get("refiner"))
             return cls(
                 name=folder.name,
                 folder=folder,
                 pipeline=pipeline,
-                sizes=tuple((int(w), int(h)) for w, h in card.get("sizes", [(native, native)])),
+                sizes=tuple((int(w), int(h)) for w, h in card.get("sizes", sizes)),
                 steps=int(card.get("steps", 1 if distilled else system.steps)),
                 guidance=float(card.get("guidance", 1.0 if distilled else system.guidance)),
                 solver=card.get("solver", solver),
@@ -127,9 +156,11 @@ class ModelSpec:
                 frames=frames,
                 max_guidance=1.0 if distilled else 30.0,
                 needs=needs,
-                refiner=_refiner(folder, card.get("refiner")),
+                upscaling=upscaling,
+                refiner=refiner,
                 refiner_at=float(card.get("refiner_at", cls.refiner_at)),
                 licence=card.get("licence") or _stated_licence(folder / "README.md"),
+                files=stamp([folder, *([] if refiner is None else [refiner])]),
             )
 
 
@@ -157,15 +188,33 @@ def _is_turbo(pipeline: str, scheduler: dict[str, Any]) -> bool:
 
 
 def _needs(system: System, channels: int, vae: VAESpec, index: dict[str, Any]) -> Needs:
-    """From the channels that the network takes: noisy ones alone, or mask and masked picture behind them."""
+    """From the channels that the network takes: noisy ones alone, or behind them mask and masked picture, or the
+    picture to be enlarged."""
     if system.task == "image-to-video":
         return ""
-    if channels == 2 * vae.latent_channels + 1:
-        return "picture and mask"
-    if channels != vae.latent_channels:
-        expected = f"{vae.latent_channels} or {2 * vae.latent_channels + 1}"
+    noisy = vae.latent_channels
+    drawing: Needs = "picture" if index.get("requires_aesthetics_score") else ""
+    known: dict[int, Needs] = {noisy: drawing, 2 * noisy + 1: "picture and mask"}
+    if system.task == "upscaling":
+        known = {noisy + PICTURE_CHANNELS: "low-resolution picture"}
+    if channels not in known:
+        expected = " or ".join(map(str, known))
         raise ValueError(f"config in_channels={channels} is not served here, expected {expected}")
-    return "picture" if index.get("requires_aesthetics_score") else ""
+    return known[channels]
+
+
+def _upscaling(folder: Path, network: dict[str, Any], vae: VAESpec, index: dict[str, Any]) -> UpscalingSpec:
+    with reading(folder / "unet" / "config.json"):
+        classes = int(network.get("num_class_embeds") or 0)
+        multiple = 2 ** (len(network["block_out_channels"]) - 1)
+        if not classes:
+            raise ValueError("config num_class_embeds is missing, expected the number of noise levels")
+    with reading(path := folder / "low_res_scheduler" / "scheduler_config.json"):
+        config = read_json(path)
+        levels = min(classes, int(config.get("num_train_timesteps", 1000)))
+    with reading(folder / "model_index.json"):
+        most = min(int(index.get("max_noise_level", 350)), levels - 1)
+    return UpscalingSpec(vae.downscale, multiple, most, config)
 
 
 def _refiner(folder: Path, name: object) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps
@@ -33,8 +33,7 @@ def keep_inputs(
     artifacts: ArtifactStore,
     image: bytes,
     mask: bytes | None,
-    sizes: Sequence[Size],
-    size: Size | None,
+    choose: Callable[[Size], Size],
     name: str = "image",
 ) -> Kept:
     """Put what a client sent into the artifact store, as any worker can use it.
@@ -45,16 +44,15 @@ def keep_inputs(
         artifacts: where to put them.
         image: an encoded picture.
         mask: one of the same width and height: transparent, or in an opaque one white, where may be painted.
-        sizes: what the model can make.
-        size: what is to be made; None: that of ``sizes`` whose proportions are nearest to the picture's.
+        choose: width and height of the upright picture -> those at which it is kept, for which it is scaled and cut.
         name: how the request calls its picture.
 
     Raises:
-        InvalidRequest: they are no pictures, or beyond a limit; ``param`` says which of the two.
+        InvalidRequest: they are no pictures, or beyond a limit, or ``choose`` says so; ``param`` says which of the two.
     """
     with decode(image, name) as opened:
         upright = ImageOps.exif_transpose(opened)
-        chosen = size or nearest_proportions(upright.size, sizes)
+        chosen = choose(upright.size)
         mask_name = None
         if mask is not None:
             with decode(mask, "mask") as opened_mask:

@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 from models.plan import Guidance, Schedule, make_plan, supported_solvers
 from models.spec.model import SOLVER_OF_SCHEDULER, ModelSpec
 from service.api.clips import choose_length
-from service.api.inputs import Kept, Size
+from service.api.inputs import Kept, Size, nearest_proportions
 from service.api.schema import MAX_SEED, Generation
+from service.api.upscaling import choose_noise_level, enlargeable
 from service.errors import InvalidRequest, UnknownModel
-from service.jobs.job import Adapter, ImageToImage, ImageToVideo, Inpainting, Request, Task, TextToImage
+from service.jobs.job import Adapter, ImageToImage, ImageToVideo, Inpainting, Request, Task, TextToImage, Upscaling
 
 Number = TypeVar("Number", int, float)
 
-Keep = Callable[[bytes, bytes | None, tuple[Size, ...], Size | None, str], Kept]
+Keep = Callable[[bytes, bytes | None, Callable[[Size], Size], str], Kept]
 """Puts a picture and its mask where workers find them: :func:`service.api.inputs.keep_inputs` on a store."""
 
 IMG2IMG_STRENGTH = 0.8
@@ -28,10 +29,14 @@ IMG2IMG_STRENGTH = 0.8
 
 _PICTURES: frozenset[Task] = frozenset({"text-to-image", "image-to-image", "inpainting"})
 _FROM_PICTURE: frozenset[Task] = frozenset({"image-to-image", "inpainting"})
+_UPSCALING: frozenset[Task] = frozenset({"upscaling"})
 _CLIPS: frozenset[Task] = frozenset({"image-to-video"})
 TASKS_OF_FIELD: Mapping[str, frozenset[Task]] = {
-    **dict.fromkeys(("negative_prompt", "output_format", "output_compression", "decoder", "partial_images"), _PICTURES),
-    "image": _FROM_PICTURE | _CLIPS,
+    **dict.fromkeys(("negative_prompt", "output_format", "output_compression", "decoder"), _PICTURES | _UPSCALING),
+    "partial_images": _PICTURES,
+    "size": _PICTURES | _CLIPS,
+    "image": _FROM_PICTURE | _UPSCALING | _CLIPS,
+    "noise_level": _UPSCALING,
     "mask": frozenset({"inpainting"}),
     "strength": _FROM_PICTURE,
     **dict.fromkeys(
@@ -72,14 +77,19 @@ def resolve(
             raise InvalidRequest(f"{name} is no field of {task}", param=name)
     size = _size(body.size, spec)
     fields = _common(body, spec, idempotency_key, adapters)
-    fields |= _of_clips(given, spec, fields) if task == "image-to-video" else _of_pictures(given, spec)
+    fields |= _of_clips(given, spec, fields) if task == "image-to-video" else _of_pictures(given, task, spec)
     if task == "text-to-image":
         width, height = size or spec.sizes[0]
         return TextToImage(**fields, width=width, height=height)
+    factor, noise_level = 1, 0
+    if spec.upscaling is not None:
+        factor, noise_level = spec.upscaling.factor, choose_noise_level(given.get("noise_level"), spec.upscaling)
     kept = _keep_inputs(body, task, spec, size, keep)
-    fields |= {"image": kept.image, "width": kept.size[0], "height": kept.size[1]}
+    fields |= {"image": kept.image, "width": factor * kept.size[0], "height": factor * kept.size[1]}
     if task == "image-to-video":
         return ImageToVideo(**fields)
+    if task == "upscaling":
+        return Upscaling(**fields, factor=factor, noise_level=noise_level)
     if task == "image-to-image":
         return ImageToImage(**fields, strength=given.get("strength", IMG2IMG_STRENGTH))
     return Inpainting(**fields, mask=kept.mask or "", strength=given.get("strength", 1.0))
@@ -87,8 +97,8 @@ def resolve(
 
 def capabilities(spec: ModelSpec) -> tuple[Task, ...]:
     """What requests may ask of a model."""
-    if spec.system.task == "image-to-video":
-        return ("image-to-video",)
+    if spec.system.task != "text-to-image":
+        return (spec.system.task,)
     tasks: dict[str, tuple[Task, ...]] = {
         "": ("text-to-image", "image-to-image", "inpainting"),
         "picture": ("image-to-image", "inpainting"),
@@ -130,7 +140,7 @@ def schedulers(spec: ModelSpec) -> tuple[str, ...]:
 
 def _other_task(spec: ModelSpec, task: Task) -> InvalidRequest:
     """What is said of a task that a model does not do: what the request lacks, where that is all."""
-    if spec.needs and task != "image-to-video":
+    if spec.needs and spec.system.task == "text-to-image" and task in _PICTURES:
         param = "image" if task == "text-to-image" else "mask"
         message = f"{param} is required: model {spec.name!r} needs a {spec.needs} beside the prompt"
         return InvalidRequest(message, param=param, code="missing_required_parameter")
@@ -138,8 +148,8 @@ def _other_task(spec: ModelSpec, task: Task) -> InvalidRequest:
 
 
 def _task_by_content(body: Generation, spec: ModelSpec) -> Task:
-    if spec.system.task == "image-to-video":
-        return "image-to-video"
+    if spec.system.task != "text-to-image":
+        return spec.system.task
     return "text-to-image" if body.files[0] is None else "image-to-image"
 
 
@@ -160,8 +170,8 @@ def _common(body: Generation, spec: ModelSpec, idempotency_key: str | None, adap
     }
 
 
-def _of_pictures(given: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    if not given.get("prompt"):
+def _of_pictures(given: Mapping[str, Any], task: Task, spec: ModelSpec) -> dict[str, Any]:
+    if not given.get("prompt") and task != "upscaling":
         raise InvalidRequest("prompt is required", param="prompt", code="missing_required_parameter")
     fast = given.get("decoder") == "fast"
     if fast and not has_fast_decoder(spec):
@@ -204,7 +214,13 @@ def _keep_inputs(body: Generation, task: Task, spec: ModelSpec, size: Size | Non
         )
     if task == "inpainting" and mask is None:
         raise InvalidRequest("mask is required for inpainting", param="mask", code="missing_required_parameter")
-    return keep(image, mask, spec.sizes, size, name)
+
+    def choose(given: Size) -> Size:
+        if spec.upscaling is not None:
+            return enlargeable(given, spec, spec.upscaling)
+        return size or nearest_proportions(given, spec.sizes)
+
+    return keep(image, mask, choose, name)
 
 
 def _adapters(body: Generation, known: frozenset[str]) -> tuple[Adapter, ...]:

@@ -34,6 +34,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Fps = Annotated[int, Field(ge=FPS[0], le=FPS[1])]
 Motion = Annotated[int, Field(ge=0, le=255)]
 NoiseAug = Annotated[float, Field(ge=0, le=1)]
+NoiseLevel = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(ge=1)]
 Chunk = Annotated[int, Field(ge=1)]
 Seconds = Annotated[
@@ -207,10 +208,11 @@ class JobRequest(PictureGeneration):
     """Body of ``POST /v1/jobs``: every task with every knob. Without ``task`` the model and the pictures say it."""
 
     task: Task | None = None
-    prompt: Text | None = None  # type: ignore[assignment]  # clips need none; resolve asks pictures for one
+    prompt: Text | None = None  # type: ignore[assignment]  # some tasks need none; resolve asks the others for one
     image: File | None = None
     mask: File | None = None
     strength: Share | None = None
+    noise_level: NoiseLevel | None = None
     seconds: Seconds | None = None
     fps: Fps | None = None
     motion_bucket_id: Motion | None = None

@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "worker": ("torch", "onnxruntime", "transformers"),
     "redis": ("redis", "hiredis"),
     "s3": ("fsspec", "s3fs"),
+    "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
 }
 """What an extra is for, by the packages that are looked for."""
@@ -129,10 +130,12 @@ def _networks(settings: Settings) -> Finding:
     try:
         from kernels.backend import read_switches
         from service.worker.placement import device_name, placement, weights_limit
+        from service.worker.upgrades import check_backend
     except ImportError as error:
         return Finding("note", "networks", f"no worker can run here: {error}")
     try:
         place, switches = placement(settings), read_switches(settings.kernels)
+        check_backend(settings, place)
     except ValueError as error:
         return Finding("fault", "networks", str(error))
     if not place.on_gpu:
@@ -140,7 +143,9 @@ def _networks(settings: Settings) -> Finding:
     kernels = ", ".join(f"{op}={backend}" for op, backend in switches.items()) or "as measured"
     graphs, limit = "CUDA graphs" if settings.graphs else "no CUDA graphs", weights_limit(place, settings.memory_bytes)
     memory = f"up to {_gib(limit)} of weights"
-    text = f"on {place.device} ({device_name(place.device)}), {place.precision}, kernels {kernels}, {graphs}, {memory}"
+    by = f"plans of {settings.backend} and torch" if settings.backend.startswith("tensorrt") else "torch"
+    where = f"on {place.device} ({device_name(place.device)}), {place.precision}, {by}"
+    text = f"{where}, kernels {kernels}, {graphs}, {memory}"
     return Finding("ok", "networks", text)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from models.spec.model import ModelSpec
     from service.settings import Settings
 
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Eight = Literal["int8", "fp8"]
 PROMPTS = ("red apple, 3d", "blue car", "green tree, flat", "yellow star", "a cat", "rocket, 3d", "pizza", "umbrella")
@@ -85,14 +85,19 @@ def _maker(
 ) -> Callable[[Network, ModelSpec], Path]:
     """What makes one network of a model ready for a back end, and returns its file."""
     from engines.networks import bucket
+    from engines.openvino_maker import build_openvino
     from engines.plan import PlanOptions
     from engines.prepare import build_graph, build_network_plan
 
     cache = _cache(settings)
+    if backend == "openvino" and precision != "fp32":
+        raise ValueError(f"--precision {precision}: networks run in fp32 on OpenVINO")
 
     def make(network: Network, spec: ModelSpec) -> Path:
         if backend == "onnxruntime":
             return build_graph(network, cache, precision)
+        if backend == "openvino":
+            return build_openvino(network, cache)
         width, height = _size(size) if size else spec.sizes[0]
         buckets = tuple(bucket(network, spec, count, width, height) for count in lanes)
         return build_network_plan(network, cache, precision, PlanOptions(backend, buckets, architectures, streaming))

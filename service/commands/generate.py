@@ -1,4 +1,5 @@
-"""``darkroom generate`` and ``darkroom animate``: one result, on the server if one runs, else in this process."""
+"""``darkroom generate``, ``upscale`` and ``animate``: one result, on the server if one runs. Pictures from text
+are else made in this process."""
 
 from __future__ import annotations
 
@@ -30,6 +31,11 @@ SchedulerOption = Annotated[str | None, typer.Option(help="Name of a solver.")]
 SizeOption = Annotated[str | None, typer.Option(help="WxH, one of the model's sizes.")]
 PriorityOption = Annotated[str | None, typer.Option(help="interactive, standard or batch.")]
 LoraOption = Annotated[list[str] | None, typer.Option(help="NAME or NAME:SCALE of an adapter; may be repeated.")]
+PictureOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.", dir_okay=False)
+]
+GuidanceOption = Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off.")]
+NegativeOption = Annotated[str | None, typer.Option(help="What the picture does not show.")]
 PictureFile = typer.Option(help="Picture to begin from.", exists=True, dir_okay=False)
 MaskFile = typer.Option(help="Where to paint anew: transparent or white.", exists=True, dir_okay=False)
 
@@ -38,19 +44,17 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     model: Annotated[str | None, typer.Option(help="Name of a model, or a model folder.")] = None,
     steps: StepsOption = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is off.")] = None,
+    guidance: GuidanceOption = None,
     seed: SeedOption = None,
     scheduler: SchedulerOption = None,
     size: SizeOption = None,
-    negative: Annotated[str | None, typer.Option(help="What the picture does not show.")] = None,
+    negative: NegativeOption = None,
     image: Annotated[Path | None, PictureFile] = None,
     mask: Annotated[Path | None, MaskFile] = None,
     strength: Annotated[float | None, typer.Option(help="How much of --image to replace, up to 1.")] = None,
     lora: LoraOption = None,
     priority: PriorityOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.", dir_okay=False)
-    ] = None,
+    output: PictureOutput = None,
     server: ServerOption = None,
     key: KeyOption = None,
     data: DataOption = None,
@@ -84,6 +88,39 @@ def generate(
         _write(output, *_there(server or settings.url, key, body))
     else:
         _write(output, *_here(settings, body))
+
+
+def upscale(
+    image: Annotated[Path, typer.Argument(help="Picture to enlarge.", exists=True, dir_okay=False)],
+    prompt: Annotated[str | None, typer.Option(help="What the picture shows.")] = None,
+    model: ModelOption = None,
+    noise: Annotated[int | None, typer.Option(help="Noise level: the higher, the more is invented.")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    seed: SeedOption = None,
+    scheduler: SchedulerOption = None,
+    negative: NegativeOption = None,
+    priority: PriorityOption = None,
+    output: PictureOutput = None,
+    server: ServerOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Enlarge a picture, on a server."""
+    body: dict[str, Any] = {
+        "task": "upscaling",
+        "model": model,
+        "image": _data_url(image),
+        "prompt": prompt,
+        "noise_level": noise,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "scheduler": scheduler,
+        "negative_prompt": negative,
+        "priority": priority,
+        "output_format": _format_of(output),
+    }
+    _write(output, *_there(_server(server), key, body))
 
 
 def animate(

@@ -119,6 +119,23 @@ class Inpainting(_Picture):
         return (self.image, self.mask)
 
 
+class Upscaling(_Picture):
+    """Pictures that are larger than a given one, which a prompt may describe (Rombach et al. 2022, section 4.4)."""
+
+    task: Literal["upscaling"] = "upscaling"
+    image: str
+    """Artifact: a png of ``width / factor`` x ``height / factor``."""
+    factor: int
+    """Times by which each side grows."""
+    noise_level: int
+    """Of the noise put on the picture before the network sees it: more leaves it more to invent."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The picture."""
+        return (self.image,)
+
+
 class ImageToVideo(_Generation):
     """A clip from a picture (Blattmann et al. 2023)."""
 
@@ -145,8 +162,8 @@ class ImageToVideo(_Generation):
         return (self.image,)
 
 
-Task = Literal["text-to-image", "image-to-image", "inpainting", "image-to-video"]
-PictureRequest = TextToImage | ImageToImage | Inpainting
+Task = Literal["text-to-image", "image-to-image", "inpainting", "upscaling", "image-to-video"]
+PictureRequest = TextToImage | ImageToImage | Inpainting | Upscaling
 Request = Annotated[PictureRequest | ImageToVideo, Field(discriminator="task")]
 REQUEST: TypeAdapter[PictureRequest | ImageToVideo] = TypeAdapter(Request)
 """Reads any request from JSON."""

@@ -19,9 +19,10 @@ from models.spec.model import ModelSpec
 from service.jobs.job import Adapter
 from service.settings import Settings, installed_adapters
 from service.worker.lazy import LazyConditioner, LazyDenoisers
+from service.worker.loaded import LoadedModel, Role
 from service.worker.numerics import Numerics, numerics_id
 from service.worker.opening import load_model
-from service.worker.residency import LoadedModel, Role, Version
+from service.worker.residency import Version
 
 _Fuse = Callable[[Any, ModelSpec, Sequence[Weighted]], None]
 
@@ -57,7 +58,7 @@ class AdaptedModels:
             AdapterUnusable: one of them cannot be used with this model.
             ValueError: a file of the model is missing, or cannot be what its name says.
         """
-        if spec.name not in self._plain:
+        if (known := self._plain.get(spec.name)) is None or known.model.spec != spec:  # another may have taken the name
             self._plain[spec.name] = self._open_plain(spec)
         files = self._files(adapters)
         try:

@@ -13,9 +13,10 @@ from service.worker.checkpoints import JobCheckpoint, unpack
 from service.worker.clip import Clip
 from service.worker.flight import ActiveJob
 from service.worker.input import NO_INPUTS, Inputs, read_inputs
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
 from service.worker.piece import Piece, Snapshot
-from service.worker.residency import LoadedModel, Residency
+from service.worker.residency import Residency
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +126,10 @@ def _boarded(passenger: _Passenger) -> list[Piece | None] | Refused:
 
 def _pieces(job: ActiveJob, loaded: LoadedModel, luggage: _Luggage) -> list[Piece | None]:
     record, request = job.lease.job, job.lease.job.request
-    numerics, checkpoint = loaded.numerics(request.deterministic), luggage.checkpoint
-    usable = checkpoint is not None and checkpoint.numerics_id == numerics.id
+    checkpoint, deterministic = luggage.checkpoint, request.deterministic
+    made_by = [way for way in loaded.ways if checkpoint and way.numerics(deterministic).id == checkpoint.numerics_id]
+    usable, way = bool(made_by), made_by[0] if made_by else loaded
+    numerics = way.numerics(deterministic)
     saved = list(checkpoint.pieces) if checkpoint is not None and usable else [None] * request.n
     if usable:
         job.checkpoint = record.checkpoint
@@ -134,7 +137,7 @@ def _pieces(job: ActiveJob, loaded: LoadedModel, luggage: _Luggage) -> list[Piec
 
     def piece(index: int, snapshot: Snapshot | None) -> Piece:
         seed, urgency = request.seed + index, (record.priority, record.deadline_at)
-        common = (seed, record.created_at, loaded, numerics, luggage.inputs, *urgency, snapshot)
+        common = (seed, record.created_at, way, numerics, luggage.inputs, *urgency, snapshot)
         return Clip(request, *common) if isinstance(request, ImageToVideo) else Picture(request, *common)
 
     return [

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.jobs.artifacts import ArtifactStore
-from service.jobs.job import ImageToVideo, Inpainting, PictureRequest, TextToImage
+from service.jobs.job import ImageToVideo, Inpainting, PictureRequest, TextToImage, Upscaling
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ def read_inputs(request: PictureRequest | ImageToVideo, artifacts: ArtifactStore
     """The inputs of a request. They were checked, turned and scaled when the request was accepted.
 
     Raises:
-        ValueError: an input is not there any more, is no picture, or has another size than the request; the message
-            names it.
+        ValueError: an input is not there any more, is no picture, or has another size than the request says; the
+            message names it.
     """
     if isinstance(request, TextToImage):
         return NO_INPUTS
-    size = (request.width, request.height)
+    factor = request.factor if isinstance(request, Upscaling) else 1
+    size = (request.width // factor, request.height // factor)
     image = _read("image", request.image, "RGB", size, artifacts)
     if isinstance(request, Inpainting):
         return Inputs(image, _read("mask", request.mask, "L", size, artifacts))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from service.jobs.job import ImageToImage, ImageToVideo, Inpainting, PictureRequest
+from service.jobs.job import ImageToImage, ImageToVideo, Inpainting, PictureRequest, Upscaling
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 PREVIEW_QUALITY = 80
@@ -60,6 +60,8 @@ def origin(request: PictureRequest | ImageToVideo, seed: int) -> str:
         about["negative_prompt"] = request.negative_prompt
     if isinstance(request, ImageToImage | Inpainting):
         about["strength"] = request.strength
+    if isinstance(request, Upscaling):
+        about["noise_level"] = request.noise_level
     if request.loras:
         about["loras"] = [adapter.model_dump() for adapter in request.loras]
     return json.dumps(about)

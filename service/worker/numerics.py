@@ -7,6 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from models.spec.model import ModelSpec
+from service.worker.placement import Placement
+
+MAX_LANES = 16
+STRICT_LANES = 8
+"""Libraries of matrix products and convolutions choose their order of summation by the batch size: only a constant one
+gives constant bytes."""
+STRICT_LARGE_LANES = 2
+"""Those of one guided clip, or of one guided picture of a megapixel on a GPU, which fills the device alone."""
+MEGAPIXEL = 2**20
+
 
 @dataclass(frozen=True)
 class Numerics:
@@ -19,6 +30,13 @@ class Numerics:
     """Every denoising batch runs at most this many lanes."""
     lone_decode: bool
     """Whether rows must be decoded one by one for their bytes to be their own."""
+
+
+def strict_lanes(spec: ModelSpec, place: Placement) -> int:
+    """Lanes of every batch of rows whose bytes are to be their own: as many as fill the device without making one row
+    wait for many."""
+    large = place.on_gpu and max(width * height for width, height in spec.sizes) >= MEGAPIXEL
+    return STRICT_LARGE_LANES if large or spec.system.task == "image-to-video" else STRICT_LANES
 
 
 def numerics_id(parts: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures: from text, from a picture, and into a picture."""
+"""Pictures: from text, from a picture, into a picture, and larger than a picture."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from models.families import text_to_image
+from models.families import text_to_image, upscaling
 from models.families.row import Row
 from models.families.text_to_image import Decoder, TextToImageModel
 from models.guidance import Guidance
 from models.plan import Plan, make_plan
-from service.jobs.job import ImageToImage, Inpainting, PictureRequest
+from service.jobs.job import ImageToImage, Inpainting, PictureRequest, Upscaling
 from service.worker.batch import BatchKey, Stage
 from service.worker.input import mask_tensor, picture_tensor
 from service.worker.piece import Piece
@@ -41,7 +41,7 @@ class Picture(Piece):
     @property
     def key(self) -> BatchKey:
         """What the next piece of work can be batched with."""
-        stage, request, scale = self.stage, self.request, self.model.downscale
+        stage, request = self.stage, self.request
         network, tokens = "text" if stage is Stage.ENCODE else self._decoder_name, 0
         if self.row is not None and stage is Stage.DENOISE:
             network, tokens = "+".join(sorted(self.row.networks)), self.row.tokens
@@ -49,7 +49,7 @@ class Picture(Piece):
             stage=stage,
             model=request.model,
             network=network,
-            shape=(self.model.latent_channels, request.height // scale, request.width // scale),
+            shape=self._latent_shape,
             tokens=tokens,
             numerics_id=self.numerics.id,
             adapters=self.adapters,
@@ -59,7 +59,8 @@ class Picture(Piece):
     @property
     def requirements(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Identities of the networks of the next stage, and of the later ones."""
-        return self.loaded.requirements(self.stage, self.inputs.image is not None, self.request.fast_decoder)
+        encoded = self.inputs.image is not None and not isinstance(self.request, Upscaling)
+        return self.loaded.requirements(self.stage, encoded, self.request.fast_decoder)
 
     @property
     def preview_part(self) -> int | None:
@@ -73,16 +74,14 @@ class Picture(Piece):
 
     def begin(self, prompts: Prompts) -> Row:
         """A row at line 0."""
-        request, inputs = self.request, self.inputs
-        return text_to_image.start_row(
-            self.model,
-            self._plan(),
-            prompts.conditions(self.model, request, self.numerics.id),
-            self.seed,
-            (request.width, request.height),
-            None if inputs.image is None else picture_tensor(inputs.image),
-            None if inputs.mask is None else mask_tensor(inputs.mask),
-        )
+        request, plan = self.request, self._plan()
+        conditions = prompts.conditions(self.model, request, self.numerics.id)
+        picture = None if self.inputs.image is None else picture_tensor(self.inputs.image)
+        mask = None if self.inputs.mask is None else mask_tensor(self.inputs.mask)
+        if isinstance(request, Upscaling) and picture is not None:
+            return upscaling.start_row(self.model, plan, conditions, self.seed, picture, request.noise_level)
+        size = (request.width, request.height)
+        return text_to_image.start_row(self.model, plan, conditions, self.seed, size, picture, mask)
 
     @classmethod
     def decode(cls, pieces: Sequence[Self]) -> None:
@@ -92,7 +91,8 @@ class Picture(Piece):
         batches = [[row] for row in rows] if pieces[0].numerics.lone_decode else [rows]
         pictures = [picture for batch in batches for picture in text_to_image.decode(decoder, batch)]
         for piece, pixels in zip(pieces, pictures, strict=True):
-            piece.pixels = pixels
+            # An upscaler's row is padded at its right and lower edge.
+            piece.pixels = pixels[: piece.request.height, : piece.request.width]
 
     def _plan(self) -> Plan:
         request = self.request
@@ -109,6 +109,13 @@ class Picture(Piece):
             from_picture=from_picture,
             refiner=self.model.spec.hand_over,
         )
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        if self.row is not None:
+            return tuple(self.row.state.shape[1:])
+        scale = self.model.downscale
+        return (self.model.latent_channels, self.request.height // scale, self.request.width // scale)
 
     @property
     def _decoder_name(self) -> str:

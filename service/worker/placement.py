@@ -25,6 +25,8 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+    eight_bit_t5: bool = False
+    """Whether T5 has most of its weights in 8 bits."""
 
     @property
     def on_gpu(self) -> bool:
@@ -60,12 +62,7 @@ def placement(settings: Settings) -> Placement:
         ValueError: ``device`` names a GPU that torch does not see.
     """
     device = _device(settings.device)
-    if settings.precision != "auto":
-        return Placement(device, PRECISIONS[settings.precision])
-    if device.type == "cpu":
-        return Placement(device, torch.float32)
-    has_bf16 = torch.cuda.get_device_capability(device) >= BF16_SINCE
-    return Placement(device, torch.bfloat16 if has_bf16 else torch.float16)
+    return Placement(device, _dtype(settings.precision, device), settings.t5 == "8bit")
 
 
 def set_up(place: Placement, settings: Settings) -> None:
@@ -131,6 +128,14 @@ def device_name(device: torch.device) -> str:
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)}/sm_{major}{minor}"
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BF16_SINCE else torch.float16
 
 
 def _device(name: str) -> torch.device:

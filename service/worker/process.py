@@ -25,12 +25,13 @@ from service.metrics import WorkerMetrics
 from service.settings import Settings, worker_name
 from service.status import WorkerStatus
 from service.worker.adapted import adapted_models
+from service.worker.loaded import LoadedModel
 from service.worker.loop import Worker
 from service.worker.opening import load_model
 from service.worker.outage import Outage
 from service.worker.parking import Parking
 from service.worker.placement import Placement, host_limit, placement, set_up, set_up_loader, weights_limit
-from service.worker.residency import LoadedModel, Residency
+from service.worker.residency import Residency
 from service.worker.upgrades import Upgrades
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def run_worker(settings: Settings) -> None:
             _warm_up(worker, residency, next(iter(specs)))
         logger.info("worker ready", extra={"models": residency.resident})
         watchdog = exit_when_overdue(settings.data / HEARTBEAT)
-        _turn(worker, residency, upgrades, metrics, settings, stop)
+        _turn(worker, specs, residency, upgrades, metrics, settings, stop)
         WorkerStatus(pid=pid, state="stopping").write(settings.worker_status_path)
         worker.drain(DRAIN_S)
         watchdog.set()
@@ -137,7 +138,13 @@ def _warm_up(worker: Worker, residency: Residency, model: str) -> None:
 
 
 def _turn(
-    worker: Worker, residency: Residency, upgrades: Upgrades, metrics: WorkerMetrics, settings: Settings, stop: Stop
+    worker: Worker,
+    specs: Catalogue,
+    residency: Residency,
+    upgrades: Upgrades,
+    metrics: WorkerMetrics,
+    settings: Settings,
+    stop: Stop,
 ) -> None:
     told_at = -METRICS_EVERY_S
     while not stop.asked:
@@ -145,7 +152,8 @@ def _turn(
             status = WorkerStatus(
                 pid=os.getpid(), state="ready", models=residency.resident, seconds_per_job=worker.seconds_per_job
             )
-            residency.reopen(upgrades.look())
+            replaced = residency.opened & frozenset(specs.replaced())
+            residency.reopen([*replaced, *upgrades.look()])
             _tell(status, metrics, settings)
             told_at = time.monotonic()
         worker.tick()

@@ -7,68 +7,24 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from models.families.image_to_video import ImageToVideoModel
-from models.families.text_to_image import TextToImageModel
+from engines.life import EngineFailed
 from models.spec.model import ModelSpec
 from service.jobs.job import Adapter
 from service.worker.batch import Stage
-from service.worker.lazy import LazyNetwork, loaded_together
+from service.worker.lazy import LazyNetwork, LoadFailed, loaded_together
+from service.worker.loaded import LoadedModel
 from service.worker.memory import Memory
-from service.worker.numerics import Numerics
 from service.worker.parking import Parking
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["conditioner", "encoder", "denoiser", "decoder", "fast decoder"]
 IDLE_SETS = 4
 """Models with adapters that stay open although nobody makes use of them."""
-CORE: tuple[Role, ...] = ("conditioner", "denoiser", "decoder")
-"""What every row of a model runs on."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model that is open, and the two ways its rows may run. Its networks come and go."""
-
-    model: TextToImageModel | ImageToVideoModel
-    strict: Numerics
-    """A row's bytes are its own, whatever it is batched with."""
-    fast: Numerics
-    networks: Mapping[Role, LazyNetwork[Any]] = field(default_factory=dict)
-    """What ``model`` runs on; one network may have two roles."""
-    graphs: bool = False
-    """Whether its steps are captured as CUDA graphs."""
-
-    def numerics(self, deterministic: bool) -> Numerics:
-        """How a new row runs."""
-        return self.strict if deterministic else self.fast
-
-    def requirements(
-        self, stage: Stage, from_picture: bool = False, fast_decoder: bool = False
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Identities of the networks that a row needs in a stage, and of those it needs in later ones.
-
-        Args:
-            stage: the stage that comes next.
-            from_picture: whether the row begins from a picture.
-            fast_decoder: whether it is decoded by the small decoder, where the model has one.
-        """
-        decoder: Role = "fast decoder" if fast_decoder and "fast decoder" in self.networks else "decoder"
-        first: tuple[Role, ...] = ("conditioner", "encoder") if from_picture else ("conditioner",)
-        stages: list[tuple[Role, ...]] = [first, ("denoiser",), (decoder,)]
-        number = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE).index(stage)
-        later = tuple(role for roles in stages[number + 1 :] for role in roles)
-        return self._identities(stages[number]), self._identities(later)
-
-    def _identities(self, roles: Sequence[Role]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.networks[role].identity for role in roles if role in self.networks))
-
-
 Version = tuple[object, ...]
-"""Of the files of some adapters; or which opening of a model it is."""
+"""Of the files of some adapters; and which opening of a model it is."""
 
 
 class Adapted(Protocol):
@@ -123,7 +79,7 @@ class Residency:
         self._models: dict[_Key, Future[LoadedModel]] = {}
         self._users: dict[str, set[_Key]] = {}
         self._openings: dict[str, int] = {}
-        self._left: dict[_Key, weakref.ref[LoadedModel]] = {}
+        self._left: dict[_Key, list[weakref.ref[LoadedModel]]] = {}
         self._networks: dict[str, LazyNetwork[Any]] = {}
         self._loading: frozenset[str] = frozenset()
         self._lock = threading.Lock()
@@ -133,7 +89,12 @@ class Residency:
         """Names of the models that can run now, without adapters."""
         memory = self.memory
         done = [(key.name, future) for key, future in self._models.items() if future.done() and not key.adapters]
-        return tuple(name for name, future in done if not future.exception() and memory.holds(_core(future.result())))
+        return tuple(name for name, future in done if not future.exception() and memory.holds(future.result().core))
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """Names of the models that were asked for, with adapters or without."""
+        return frozenset(key.name for key in self._models)
 
     @property
     def memory(self) -> Memory:
@@ -152,7 +113,8 @@ class Residency:
             KeyError: no such model is installed.
         """
         fused = tuple(sorted(adapters, key=lambda adapter: adapter.name))
-        key = _Key(name, fused, self._adapted.version(fused) if self._adapted and fused else self._opening(name))
+        files = self._adapted.version(fused) if self._adapted and fused else ()
+        key = _Key(name, fused, (*self._opening(name), *files))
         future = self._models.pop(key, None)
         if future is None or (future.done() and future.exception() is not None):
             future = self._loader.submit(self._open, key, self._specs[name])
@@ -185,8 +147,8 @@ class Residency:
                 if self._models[key].done():
                     future = self._models.pop(key)
                     if future.exception() is None:
-                        self._left[key] = weakref.ref(future.result())
-            for key in [key for key, model in self._left.items() if model() is None]:
+                        self._left[key] = [weakref.ref(way) for way in future.result().ways]
+            for key in [key for key, ways in self._left.items() if not any(way() for way in ways)]:
                 if not self._loading & self._only_of(key):
                     del self._left[key]
                     self._forget(key)
@@ -210,7 +172,19 @@ class Residency:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, key: _Key, spec: ModelSpec) -> LoadedModel:
-        loaded = self._adapted.open(spec, key.adapters) if self._adapted and key.adapters else self._load(spec)
+        """The model; once more without an engine that cannot be loaded, of which each model has a few."""
+        while True:
+            loaded = self._adapted.open(spec, key.adapters) if self._adapted and key.adapters else self._load(spec)
+            try:
+                return self._taken_in(key, loaded)
+            except LoadFailed as error:
+                if not isinstance(error.__cause__, EngineFailed):
+                    raise
+                logger.warning("an engine cannot be loaded", extra={"model": spec.name, "error": str(error)})
+            with self._lock:
+                self._forget(key)
+
+    def _taken_in(self, key: _Key, loaded: LoadedModel) -> LoadedModel:
         with self._lock:
             self._adopt(key, loaded)
             try:
@@ -218,7 +192,7 @@ class Residency:
             except ValueError:
                 self._forget(key)
                 raise
-            memory, core = self._memory(), _core(loaded)
+            memory, core = self._memory(), loaded.core
             missing = memory.missing(core)
             fits = memory.displaced(core, ()) == ()
             if fits:
@@ -232,13 +206,13 @@ class Residency:
     def _adopt(self, key: _Key, loaded: LoadedModel) -> None:
         """Take in a model's networks. Those that others have are shared, and those without room leave again: an engine
         is in memory as soon as it is made."""
-        for network in loaded.networks.values():
+        for network in loaded.all_networks:
             self._users.setdefault(network.identity, set()).add(key)
             known = self._networks.setdefault(network.identity, network)
             if known is network:
                 continue
             network.share(known)
-        for network in {id(n): n for n in loaded.networks.values()}.values():
+        for network in loaded.all_networks:
             memory = self._memory()
             here = [identity for identity, home in memory.networks.items() if home.since is not None]
             if self._networks[network.identity] is network and not memory.fit({*here, *memory.loading}):
@@ -267,12 +241,12 @@ class Residency:
         """
         memory = self._memory()
         for stage in (Stage.ENCODE, Stage.DENOISE, Stage.DECODE):
-            needs, _ = loaded.requirements(stage)
-            if not memory.fit(needs):
-                raise ValueError(
-                    f"memory_bytes is {self._limit_bytes}, and model {loaded.model.spec.name!r} needs "
-                    f"{memory.bytes(needs)} to {stage}"
-                )
+            for needs, _ in (way.requirements(stage) for way in loaded.ways):
+                if not memory.fit(needs):
+                    raise ValueError(
+                        f"memory_bytes is {self._limit_bytes}, and model {loaded.model.spec.name!r} needs "
+                        f"{memory.bytes(needs)} to {stage}"
+                    )
 
     def _bring(self, identities: frozenset[str], leaving: Sequence[LazyNetwork[Any]]) -> None:
         try:
@@ -289,7 +263,3 @@ class Residency:
     def _memory(self) -> Memory:
         homes = {identity: network.home for identity, network in self._networks.items()}
         return Memory(homes, self._limit_bytes, self._loading)
-
-
-def _core(loaded: LoadedModel) -> frozenset[str]:
-    return frozenset(loaded.networks[role].identity for role in CORE if role in loaded.networks)

@@ -8,55 +8,118 @@ in service is left out of the next opening.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 
 from engines.background import Background
 from engines.cache import EngineCache
 from engines.life import Build, Built, EngineLife, Samples, State, blames_the_call, build_and_judge
-from engines.networks import Network, networks_of
-from engines.prepare import build_graph, find
+from engines.maker import Maker, OnnxMaker
+from engines.openvino_maker import OpenVinoMaker
+from engines.openvino_session import openvino_version
+from engines.plan import Flavour, load_tensorrt
+from engines.plan_maker import DECODER, PlanMaker
+from engines.precision import Precision
 from models.spec.model import ModelSpec
 from service.metrics import WorkerMetrics
 from service.settings import ZOO, Settings
+from service.worker.loaded import LoadedModel
+from service.worker.numerics import strict_lanes
 from service.worker.placement import Placement
-from service.worker.residency import LoadedModel
 from service.worker.room import out_of_memory
 
 logger = logging.getLogger(__name__)
 
 BASE_BYTES, TIMES_WEIGHTS = 2 * 2**30, 6
 """Memory of a build: of the libraries, and of the weights in all the forms that they take on their way."""
+CUDA_BASE_BYTES = 16 * 2**30
+"""As ``BASE_BYTES``, where CUDA and a builder for it are among the libraries."""
 BUILD_LIMIT_S = 2 * 3600.0
 ANSWER_LIMIT_S = 600.0
 """For an engine to answer one call while it is judged."""
+LOOK_EVERY_S = 0.5
+"""At a build that is waited for."""
+
+MakerOf = Callable[[ModelSpec, Settings, Placement], Maker | None]
+Start = Callable[[Maker, Sequence[str], Samples], Build]
+"""Begins to build the engines of these networks in another process, to be judged on these samples."""
 
 
-def engine_life(spec: ModelSpec, settings: Settings, place: Placement) -> EngineLife:
-    """The engines that a model is opened with: those of the cache, after those were built that it waits for. A network
-    that cannot be exported stays on torch. There are none for a model that runs anywhere but on the processor in fp32,
-    and none for one whose refiner takes over.
+def maker_of(spec: ModelSpec, settings: Settings, place: Placement) -> Maker | None:
+    """What makes the engines of a model; None where it runs on torch: in half precision on the processor, on a GPU
+    without TensorRT, where that is the setting, and where a refiner takes over from the denoiser.
 
     Raises:
-        ValueError: a file of the model is missing, or cannot be what its name says.
+        ValueError: as :func:`check_backend`.
     """
-    in_fp32_on_cpu = not place.on_gpu and place.dtype == torch.float32
-    if settings.backend != "onnxruntime" or not in_fp32_on_cpu or spec.refiner is not None:
-        return EngineLife({})
+    check_backend(settings, place)
     cache = EngineCache(settings.engines_path, settings.engines_bytes)
-    networks = [network for network in networks_of(spec.folder).values() if not network.is_tower]
-    if _waits(spec, settings):
-        return EngineLife({network.name: _built(network, cache) for network in networks}, excused=_excused)
-    found = {name: Built(path) for name, path in find(spec.folder, cache).items()}
-    missing = [network.name for network in networks if network.name not in found]
-    awaited = [name for name in (networks[0].name, "vae/decoder") if name in missing]
-    begin = None if settings.engines == "cached" else partial(_begin, spec.folder, settings)
-    return EngineLife(found, missing, begin, awaited, _excused)
+    if spec.refiner is not None:
+        return None
+    if settings.backend in ("tensorrt", "tensorrt-rtx"):
+        precision = cast(Precision, place.precision)
+        lanes = tuple(sorted({1 + (spec.guidance > 1.0), strict_lanes(spec, place)}))
+        targets = _architectures(settings.backend, place.device)
+        return PlanMaker(spec.folder, cache, settings.backend, precision, lanes, str(place.device), targets)
+    in_fp32_on_cpu = not place.on_gpu and place.dtype == torch.float32
+    if settings.backend == "torch" or not in_fp32_on_cpu:
+        return None
+    make = OpenVinoMaker if settings.backend == "openvino" else OnnxMaker
+    return make(spec.folder, cache, settings.threads)
+
+
+def check_backend(settings: Settings, place: Placement) -> None:
+    """Refuse a back end that cannot run here.
+
+    Raises:
+        ValueError: it is not installed, or it is TensorRT, and networks do not run on a GPU.
+    """
+    if settings.backend in ("tensorrt", "tensorrt-rtx") and not place.on_gpu:
+        raise ValueError(f"backend is {settings.backend!r}, which needs a GPU, and networks run on {place.device}")
+    try:
+        if settings.backend == "openvino":
+            openvino_version()
+        elif settings.backend in ("tensorrt", "tensorrt-rtx"):
+            load_tensorrt(settings.backend)
+    except ValueError as error:
+        raise ValueError(f"backend is {settings.backend!r}: {error}") from error
+
+
+def engine_life(
+    spec: ModelSpec, settings: Settings, place: Placement, make: MakerOf = maker_of, start: Start | None = None
+) -> EngineLife:
+    """The engines that a model is opened with: those of the cache, after those were built that it waits for. A network
+    that cannot have one stays on torch.
+
+    Args:
+        spec: of the model.
+        settings: of the installation.
+        place: where networks run.
+        make: says what makes the engines of a model.
+        start: begins a build; a process beside this one, if not given.
+
+    Raises:
+        ValueError: a file of the model is missing, or cannot be what its name says; or as :func:`check_backend`.
+    """
+    maker, start = make(spec, settings, place), start or start_build
+    if maker is None:
+        return EngineLife({})
+    names = list(maker.networks())
+    if _waits(spec, settings, place) and not place.on_gpu:
+        return EngineLife({name: _built(maker, name) for name in names}, excused=_excused, maker=maker)
+    found = {name: Built(path) for name in names if (path := maker.find(name)) is not None}
+    missing = [name for name in names if name not in found]
+    if missing and _waits(spec, settings, place):
+        found |= _waited_for(start(maker, missing, {}), missing)
+        missing = []
+    awaited = [name for name in (names[0], DECODER) if name in missing]
+    begin = None if settings.engines == "cached" else partial(start, maker)
+    return EngineLife(found, missing, begin, awaited, _excused, maker)
 
 
 class Upgrades:
@@ -68,6 +131,8 @@ class Upgrades:
         place: Placement,
         load: Callable[[ModelSpec, EngineLife], LoadedModel],
         metrics: WorkerMetrics,
+        make: MakerOf = maker_of,
+        start: Start | None = None,
     ) -> None:
         """
         Args:
@@ -75,8 +140,14 @@ class Upgrades:
             place: where networks run.
             load: opens a model with the engines that its life has now.
             metrics: told of states and fallbacks.
+            make, start: as for :func:`engine_life`.
+
+        Raises:
+            ValueError: as :func:`check_backend`.
         """
-        self._settings, self._place, self._load, self._metrics = settings, place, load, metrics
+        check_backend(settings, place)
+        self._open_life = partial(engine_life, settings=settings, place=place, make=make, start=start)
+        self._load, self._metrics = load, metrics
         self._lives: dict[str, tuple[ModelSpec, EngineLife]] = {}
         self._fallen: Counter[str] = Counter()
 
@@ -86,7 +157,7 @@ class Upgrades:
         if life is None or known != spec:  # another model may have taken the name
             if life is not None:
                 life.stop()
-            life = engine_life(spec, self._settings, self._place)
+            life = self._open_life(spec)
             self._lives[spec.name] = spec, life
         return self._load(spec, life)
 
@@ -114,25 +185,45 @@ class Upgrades:
             self._fallen[reason] = now[reason]
 
 
-def _waits(spec: ModelSpec, settings: Settings) -> bool:
+def start_build(maker: Maker, names: Sequence[str], samples: Samples) -> Build:
+    """Begin to build in a process of its own, with bounded memory and time."""
+    weights = sum(file.stat().st_size for file in maker.folder.glob("*/*.safetensors"))
+    base = BASE_BYTES if maker.device == "cpu" else CUDA_BASE_BYTES
+    logger.info("engines are being built", extra={"model": maker.folder.name, "networks": list(names)})
+    arguments = (maker, tuple(names), samples, ANSWER_LIMIT_S)
+    return Background(build_and_judge, arguments, base + TIMES_WEIGHTS * weights, BUILD_LIMIT_S)
+
+
+def _waits(spec: ModelSpec, settings: Settings, place: Placement) -> bool:
     """Whether a model is not opened before its engines are there. To export a model of clips takes a minute, in which
-    torch makes dozens of clips."""
-    shipped = spec.folder.parent == ZOO and spec.system.task != "image-to-video"
+    torch makes dozens of clips, and on a GPU torch is fast and a build slow."""
+    shipped = spec.folder.parent == ZOO and spec.system.task != "image-to-video" and not place.on_gpu
     return settings.engines == "wait" or (settings.engines == "auto" and shipped)
 
 
-def _built(network: Network, cache: EngineCache) -> Built:
+def _built(maker: Maker, name: str) -> Built:
     try:
-        return Built(build_graph(network, cache))
+        return Built(maker.build(name, ()))
     except RuntimeError as error:
         return Built(None, str(error))
 
 
-def _begin(folder: Path, settings: Settings, names: Sequence[str], samples: Samples) -> Build:
-    weights = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
-    arguments = (folder, tuple(names), settings.engines_path, settings.engines_bytes, samples, ANSWER_LIMIT_S)
-    logger.info("engines are being built", extra={"model": folder.name, "networks": list(names)})
-    return Background(build_and_judge, arguments, BASE_BYTES + TIMES_WEIGHTS * weights, BUILD_LIMIT_S)
+def _waited_for(build: Build, names: Sequence[str]) -> Mapping[str, Built]:
+    """What comes of a build. TensorRT gets a process of its own even then: what it does to itself, it does not do to
+    the worker."""
+    while (done := build.poll()) is None:
+        time.sleep(LOOK_EVERY_S)
+    return done.value or {name: Built(None, done.fault) for name in names}
+
+
+def _architectures(flavour: Flavour, device: torch.device) -> tuple[str, ...]:
+    """What a plan is built for: by its name, since a cache may go to another machine."""
+    if flavour == "tensorrt":
+        return ()
+    major, minor = torch.cuda.get_device_capability(device)
+    name = f"sm{major}{minor}"
+    known = load_tensorrt(flavour).ComputeCapability.__members__
+    return (name if name.upper() in known else "current",)
 
 
 def _excused(error: Exception) -> bool:

@@ -7,8 +7,8 @@ import time
 from service.jobs.job import TextToImage
 from service.worker.batch import Stage
 from service.worker.cost import CostTable
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 
 LADDER = (1, 2, 4, 8, 16)
@@ -17,7 +17,8 @@ GRAPHED_PASSES = 3
 
 
 def warm_up(loaded: LoadedModel, runner: Runner, costs: CostTable) -> None:
-    """One pass of every batch size and one decoding; nothing for a model of clips, whose passes are long.
+    """One pass of every batch size and one decoding; nothing for models that do not draw from text: passes of clips are
+    long, and those of upscalers have any shape.
 
     With CUDA graphs it is three passes of every size: the second is captured, and the third costs what a step costs.
     """

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionUpscalePipeline
 from numpy.typing import NDArray
 from openai import OpenAI
 from PIL import Image
 
+from tests.e2e.test_readme import block, typed
+from tests.support.pipelines import quiet
 from tests.support.server import ServerProcess
-from tests.support.tiny_towers import write_tiny_svd
+from tests.support.tiny_towers import write_tiny_svd, write_tiny_upscaler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Vv]ideo.*:DeprecationWarning", "ignore:.*Sora.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, sdxl_folder: Path, sdxl_engines: Path) -> Iterator[ServerProcess]:
-    """A server with a tiny model for pictures and one for clips, on torch."""
+    """A server with a tiny model for pictures, one that enlarges them and one for clips, on torch."""
     folder = tmp_path_factory.mktemp("studio")
     (folder / "models").mkdir()
     (folder / "models" / "tiny-xl").symlink_to(sdxl_folder)
     write_tiny_svd(folder / "models" / "tiny-svd")
+    write_tiny_upscaler(folder / "models" / "tiny-upscaler")
+    (folder / "models" / "tiny-upscaler" / "darkroom.json").write_text(json.dumps({"steps": 4}))
     with ServerProcess(folder / "data", folder / "models", sdxl_engines, "torch") as server:
         yield server
 
@@ -81,6 +88,33 @@ def test_what_the_mask_covers_is_painted(client: OpenAI) -> None:
     first, second = (edited(client, mask=encoded(mask), extra={"seed": seed, "strength": 1.0}) for seed in (1, 2))
     painted, kept = np.abs(first - second)[:, :12].mean(), np.abs(first - second)[:, 28:].mean()
     assert painted > 3 * kept, "two seeds differ where may be painted"
+
+
+def test_an_enlarged_picture_is_that_of_the_published_pipeline(studio: ServerProcess, tmp_path: Path) -> None:
+    """As README asks for it: by curl, and by the command line, which waits for the picture."""
+    small = Image.open(io.BytesIO(halves())).resize((24, 16))
+    small.save(tmp_path / "apple.png")
+    submit, enlarge = block("sh", "darkroom upscale").strip().splitlines()
+    submitted = json.loads(typed(["bash", "-euc"], studio, tmp_path, submit))
+    typed(["bash", "-euc"], studio, tmp_path, enlarge)
+    (job,) = studio.finished([submitted["id"]])
+    assert job["state"] == "completed" and job["request"]["noise_level"] == 20
+    ours = pixels((tmp_path / "large.png").read_bytes())
+    assert ours.shape == (64, 96, 3)
+    pipeline = StableDiffusionUpscalePipeline.from_pretrained(studio.data.parent / "models" / "tiny-upscaler")
+
+    def published(noise_level: int) -> NDArray[np.float64]:
+        made = quiet(pipeline)(
+            prompt="a red apple",
+            image=small,
+            noise_level=noise_level,
+            num_inference_steps=4,
+            generator=torch.Generator().manual_seed(1),
+        )
+        return np.asarray(made.images[0]).astype(np.float64)
+
+    assert np.abs(ours - published(20)).max() <= 1
+    assert np.abs(ours - published(0)).max() > 1
 
 
 def test_partial_pictures_come_before_the_picture(client: OpenAI) -> None:

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.cache import EngineCache, EngineKey, sha256_of_files
+import engines.cache
+from engines.cache import EngineCache, EngineKey, kernels_of, replace_file, sha256_of_files
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = EngineKey("unet", "ab", "fp32", "onnx-20", "torch-2.13.0", "cd")
@@ -225,6 +226,20 @@ def test_an_evicted_engine_stays_readable_for_who_has_it_open(tmp_path: Path) ->
         assert file.read() == b"x" * 1000
 
 
+def test_what_sessions_and_builds_remember_lies_beside_the_entries(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    entry, other = fill(cache, "a", "b")
+    for path in (kernels_of(entry), kernels_of(other), cache.beside("tensorrt.timing")):
+        replace_file(path, b"old")
+        replace_file(path, memoryview(b"new"))
+        assert path.read_bytes() == b"new"
+    assert all(one.intact for one in cache.entries()) and len(cache.entries()) == 2
+    for one in (entry, other):
+        os.utime(one, (0, 0))
+    assert len(cache.prune(1)) == 2
+    assert {path.name for path in (tmp_path / "engines").iterdir() if path.suffix != ".lock"} == {"tensorrt.timing"}
+
+
 def test_hash_of_files_sees_content_and_order(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_bytes(b"1")
@@ -232,3 +247,20 @@ def test_hash_of_files_sees_content_and_order(tmp_path: Path) -> None:
     hashes = {sha256_of_files([a, b]), sha256_of_files([b, a]), sha256_of_files([a])}
     b.write_bytes(b"3")
     assert len(hashes | {sha256_of_files([a, b])}) == 4
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads, read = tmp_path / "weights", [], engines.cache._sha256
+    monkeypatch.setattr("engines.cache._sha256", lambda path: (reads.append(path), read(path))[1])
+    path.write_bytes(b"1")
+    first = {sha256_of_files([path]) for _ in range(2)}
+    assert len(first) == 1 and len(reads) == 2  # just written: a second change could look the same
+    monkeypatch.setattr("engines.cache.SETTLED_S", -1.0)
+    assert {sha256_of_files([path]) for _ in range(3)} == first and len(reads) == 3
+    time.sleep(0.02)  # more than the tick of a file system's clock
+    path.write_bytes(b"2")
+    assert sha256_of_files([path]) not in first and len(reads) == 4
+    other = tmp_path / "other"
+    other.write_bytes(b"1")
+    other.replace(path)
+    assert {sha256_of_files([path])} == first

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from engines import life as module
 from engines.background import Done
 from engines.cache import EngineCache
 from engines.call import examples
 from engines.life import Built, EngineFailed, EngineLife, Samples, build_and_judge
+from engines.maker import OnnxMaker
 from engines.networks import networks_of
-from engines.prepare import build_graph, find
+from engines.prepare import find
 from engines.verdict import Verdict
 
 GOOD = Verdict(True, "", 1e-6, 0.1, 0.2)
@@ -103,6 +104,24 @@ def test_without_a_builder_what_is_missing_stays_on_torch() -> None:
     assert life.recorded("vae/encoder", double) is double and not life.waits
 
 
+def test_a_variant_that_was_not_called_is_judged_on_its_networks_inputs() -> None:
+    build = Build()
+    life = EngineLife({}, ("transformer", "transformer/skip-layers", "vae/decoder"), build, awaited=("transformer",))
+    life.recorded("transformer", double)(torch.ones(2, dtype=torch.bfloat16))
+    life.begin()
+    ((_, samples),) = build.asked
+    assert samples["transformer"][0][0].dtype == np.float32, "which is what an engine is given"
+    assert np.array_equal(samples["transformer/skip-layers"], samples["transformer"]) and not samples["vae/decoder"]
+
+
+def test_an_engine_that_cannot_be_loaded_is_dropped(tmp_path: Path) -> None:
+    maker = OnnxMaker(tmp_path, EngineCache(tmp_path), 1)
+    life = EngineLife({"unet": Built(FILE), "vae/decoder": Built(FILE)}, maker=maker)
+    with pytest.raises(EngineFailed, match="engine of unet cannot be loaded"):
+        life.load("unet", tmp_path / FILE, maker)
+    assert life.states["unet"] == "dropped" and life.paths == {"vae/decoder": FILE}
+
+
 def failing(error: Exception) -> Callable[[Tensor], Tensor]:
     def call(x: Tensor) -> Tensor:
         raise error
@@ -147,8 +166,16 @@ def test_the_work_of_a_build_on_real_inputs(
     samples: Samples = {"vae/decoder": [tuple(tensor.numpy() for tensor in inputs)]}
     threads = torch.get_num_threads()
 
-    def work(names: list[str]) -> dict[str, Built]:
-        return build_and_judge(sdxl_folder, names, sdxl_engines, 0, samples, 60.0)
+    class Wrong(OnnxMaker):
+        def open(self, path: Path) -> Any:
+            return double
+
+    class Broken(OnnxMaker):
+        def open(self, path: Path) -> Any:
+            raise RuntimeError("another version")
+
+    def work(names: list[str], kind: type[OnnxMaker] = OnnxMaker) -> dict[str, Built]:
+        return build_and_judge(kind(sdxl_folder, EngineCache(sdxl_engines), 1), names, samples, 60.0)
 
     try:
         built = work(["vae/decoder", "vae/encoder"])
@@ -160,9 +187,10 @@ def test_the_work_of_a_build_on_real_inputs(
             work(["refiner"])
         discarded: list[object] = []
         monkeypatch.setattr(EngineCache, "discard", lambda *arguments: discarded.append(arguments[1]))
-        monkeypatch.setattr(module, "OnnxSession", lambda *_, **__: double)
-        wrong = work(["vae/decoder"])["vae/decoder"]
+        wrong = work(["vae/decoder"], Wrong)["vae/decoder"]
         assert wrong.path is None and "other shapes" in wrong.fault and len(discarded) == 1
+        broken = work(["vae/decoder"], Broken)["vae/decoder"]
+        assert broken.path is None and broken.fault == "RuntimeError: another version" and len(discarded) == 2
     finally:
         torch.set_num_threads(threads)
 
@@ -171,14 +199,14 @@ def test_the_work_of_a_build_on_real_inputs(
 def test_what_cannot_be_exported_is_a_fault_of_that_network_alone(
     sdxl_folder: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(network: Any, cache: EngineCache) -> Path:
-        if network.name == "vae/encoder":
-            raise RuntimeError("the largest error against torch is 1e+0")
-        return build_graph(network, cache)
+    class Refusing(OnnxMaker):
+        def build(self, name: str, samples: Any) -> Path:
+            if name == "vae/encoder":
+                raise RuntimeError("the largest error against torch is 1e+0")
+            return super().build(name, samples)
 
-    monkeypatch.setattr(module, "build_graph", refuse)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     names, root = ["vae/decoder", "vae/encoder"], find(sdxl_folder, cache)["unet"].parent.parent
-    built = build_and_judge(sdxl_folder, names, root, 0, {}, 60.0)
+    built = build_and_judge(Refusing(sdxl_folder, EngineCache(root), 1), names, {}, 60.0)
     assert built["vae/decoder"].path is not None
     assert built["vae/encoder"] == Built(None, "the largest error against torch is 1e+0")

@@ -23,6 +23,7 @@ CALLS = {
     "IBuilderConfig": {
         "add_optimization_profile": ["profile"],
         "set_flag": ["flag"],
+        "clear_flag": ["flag"],
         "set_compute_capability": ["compute_capability", "index"],
         "create_timing_cache": ["serialized_timing_cache"],
         "set_timing_cache": ["cache", "ignore_mismatch"],
@@ -55,7 +56,7 @@ PROPERTIES = {
 }
 MEMBERS = {
     "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
-    "BuilderFlag": ["WEIGHT_STREAMING", "REFIT"],
+    "BuilderFlag": ["WEIGHT_STREAMING", "REFIT", "TF32"],
     "DynamicShapesKernelSpecializationStrategy": ["EAGER"],
 }
 OF_OTHERS = {"log", "get", "join", "setdefault", "update", "values", "items", "keys"}

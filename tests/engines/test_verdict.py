@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.verdict import Recorder, judge
+from engines.verdict import Recorder, Remembered, judge
 
 SAMPLES = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]]),), (torch.tensor([[5.0, 6.0]]),)]
 
@@ -82,6 +82,15 @@ def test_a_promise_about_rows_is_checked_where_it_was_made() -> None:
 def test_without_samples_there_is_no_verdict() -> None:
     with pytest.raises(ValueError, match="without samples"):
         judge(double, double, [], tolerance=1e-3, limit_s=1.0)
+
+
+def test_answers_outlive_the_network_that_gave_them() -> None:
+    calls: list[Tensor] = []
+    reference = Remembered(lambda x: calls.append(x) or double(x), SAMPLES)
+    assert len(calls) == len(SAMPLES) and reference.seconds > 0.0
+    assert judge(double, reference, SAMPLES, tolerance=1e-3, limit_s=10.0).accepted
+    assert not judge(lambda x: x * 3.0, reference, SAMPLES, tolerance=1e-3, limit_s=10.0).accepted
+    assert len(calls) == len(SAMPLES)
 
 
 def test_the_recorder_keeps_copies_of_the_latest_inputs() -> None:

@@ -17,12 +17,12 @@ from service.worker.batch import Stage
 from service.worker.clip import Clip
 from service.worker.graphs import CudaCapture, Graphs
 from service.worker.input import Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.opening import load_model
 from service.worker.parking import Parking
 from service.worker.picture import Picture
 from service.worker.piece import Piece
 from service.worker.placement import PRECISIONS, Placement
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.rig import a_picture, make_clip, make_request
 from tests.support.tiny_towers import write_tiny_svd

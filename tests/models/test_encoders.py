@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-from models.encoders import load_encoder, read_tokenizer
+from models.eight_bit import EightBitLinear
+from models.encoders import encoder_bytes, load_encoder, load_t5_in_8_bits, read_tokenizer
 from tests.support.tiny_towers import write_tiny_sd3
 
 WEIGHTS = "model.safetensors"
@@ -39,11 +40,63 @@ def test_it_is_what_transformers_loads(sdxl_folder: Path, tower: Path) -> None:
     }
 
 
-def test_t5_has_one_table_under_two_names(tmp_path: Path) -> None:
-    write_tiny_sd3(tmp_path)
-    network = load_encoder(T5EncoderModel, tmp_path / "text_encoder_3")
-    assert network.shared.weight.data_ptr() == network.encoder.embed_tokens.weight.data_ptr()
-    assert torch.equal(network.shared.weight, load_file(tmp_path / "text_encoder_3" / WEIGHTS)["shared.weight"])
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sd3")
+    write_tiny_sd3(folder)
+    return folder / "text_encoder_3"
+
+
+def test_t5_has_one_table_under_two_names(t5_folder: Path) -> None:
+    for network in (load_encoder(T5EncoderModel, t5_folder), load_t5_in_8_bits(t5_folder)):
+        assert network.shared.weight.data_ptr() == network.encoder.embed_tokens.weight.data_ptr()
+        assert torch.equal(network.shared.weight, load_file(t5_folder / WEIGHTS)["shared.weight"])
+
+
+def hidden(network: T5EncoderModel) -> Tensor:
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.inference_mode():
+        return network(ids).last_hidden_state.float()
+
+
+def test_t5_in_8_bits_is_the_one_that_its_rounded_weights_make(t5_folder: Path) -> None:
+    network, full = load_t5_in_8_bits(t5_folder), load_encoder(T5EncoderModel, t5_folder)
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    exact, rounded = hidden(full), hidden(network)
+    layers = [module for module in network.modules() if isinstance(module, EightBitLinear)]
+    assert len(layers) == 2 * 7 and not any(isinstance(module, nn.Linear) for module in network.modules())
+    for name, module in network.named_modules():
+        if isinstance(module, EightBitLinear):
+            full.get_parameter(f"{name}.weight").data = module.scale[:, None] * module.weight
+    assert relative_norm(rounded, hidden(full)) < 1e-5
+    assert 1e-3 < relative_norm(rounded, exact) < 0.03
+    narrow = load_t5_in_8_bits(t5_folder, torch.bfloat16)
+    assert {p.dtype for p in narrow.parameters()} == {torch.int8, torch.bfloat16}
+    assert 1e-3 < relative_norm(hidden(narrow), exact) < 0.05
+
+
+def relative_norm(result: Tensor, expected: Tensor) -> float:
+    return float((result - expected).norm() / expected.norm())
+
+
+def test_what_an_encoder_takes_is_known_before_it_is_read(t5_folder: Path, sdxl_folder: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for network, told in (
+            (load_t5_in_8_bits(t5_folder, dtype), encoder_bytes(t5_folder, dtype, eight_bit_t5=True)),
+            (load_encoder(T5EncoderModel, t5_folder, dtype), encoder_bytes(t5_folder, dtype)),
+        ):
+            assert told == sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    tower = sdxl_folder / "text_encoder"
+    assert encoder_bytes(tower, torch.bfloat16, eight_bit_t5=True) == encoder_bytes(tower, torch.bfloat16)
+
+
+def test_t5_in_8_bits_is_as_strict(t5_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(t5_folder, tmp_path / "text_encoder_3")
+    state = load_file(t5_folder / WEIGHTS)
+    state.pop("encoder.final_layer_norm.weight")
+    save_file(state, tmp_path / "text_encoder_3" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"missing keys \['encoder.final_layer_norm.weight'\]"):
+        load_t5_in_8_bits(tmp_path / "text_encoder_3")
 
 
 @pytest.mark.parametrize(

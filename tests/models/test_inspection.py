@@ -104,12 +104,15 @@ def disturbed(value: Any, draw: random.Random) -> Any:
     return draw.choice(ODD)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_configs_that_make_no_sense_never_do_more_than_raise_our_error(sdxl_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "seconds", [2.0, pytest.param(120.0, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])], ids=["2s", "2min"]
+)
+def test_configs_that_make_no_sense_never_do_more_than_raise_our_error(
+    sdxl_folder: Path, tmp_path: Path, seconds: float
+) -> None:
     folder = shutil.copytree(sdxl_folder, tmp_path / "odd")
     configs = sorted(path for path in folder.rglob("*.json") if "tokenizer" not in path.parent.name)
-    draw, refused, read, end = random.Random(0), 0, 0, time.process_time() + 30.0
+    draw, refused, read, end = random.Random(int(seconds)), 0, 0, time.process_time() + seconds
     while time.process_time() < end:
         path = draw.choice(configs)
         content = path.read_text()
@@ -121,7 +124,7 @@ def test_configs_that_make_no_sense_never_do_more_than_raise_our_error(sdxl_fold
             assert str(folder) in str(error)
             refused += 1
         path.write_text(content)
-    assert refused > 20 and read > 20 and inspect(folder).whole
+    assert refused > 5 and read > 5 and inspect(folder).whole
 
 
 def test_a_folder_around_a_single_file(sdxl_folder: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -17,7 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from models.schedule import ZERO_SNR_CAP, Level, Schedule, preconditioning
+from models.schedule import ZERO_SNR_CAP, Level, Schedule, noise_levels, preconditioning
 
 CONFIG: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
@@ -92,6 +94,20 @@ def test_alphas_cumprod_equal_the_published(beta_schedule: str, zero_snr: bool) 
     assert schedule.alphas_cumprod == pytest.approx(published.tolist(), abs=1e-5)
     assert (schedule.alphas_cumprod[-1] == 0.0) == zero_snr
     assert (schedule.capped[-1] == ZERO_SNR_CAP) == zero_snr
+
+
+@pytest.mark.parametrize("options", [{"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}, {"beta_end": 0.03}])
+def test_noise_levels_are_those_at_which_the_published_classes_add_noise(options: dict[str, Any]) -> None:
+    scheduler, picture = DDPMScheduler(**options), torch.full((3,), 0.7)
+    levels = noise_levels({**scheduler.config})
+    assert len(levels) == 1000
+    for level in (0, 20, 350, 999):
+        expected = scheduler.add_noise(picture, torch.tensor([-1.3, 0.0, 2.0]), torch.tensor([level]))
+        alpha, sigma = levels[level]
+        assert expected.tolist() == pytest.approx([alpha * 0.7 + sigma * eps for eps in (-1.3, 0.0, 2.0)], abs=1e-5)
+    assert levels[20].sigma < levels[350].sigma
+    with pytest.raises(ValueError, match="trained_betas"):
+        noise_levels({**scheduler.config, "trained_betas": [0.1, 0.2]})
 
 
 @pytest.mark.parametrize("published", CLASSES)

@@ -65,6 +65,23 @@ def test_a_folder_that_is_being_copied_changes_nothing_until_it_is_whole(
     assert list(models) == ["shipped", "a", "b"]
 
 
+def test_a_model_with_other_weights_under_its_name_is_another_one(settings: Settings, tmp_path: Path) -> None:
+    weights = tmp_path / "more" / "a" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"1")
+    clock = Clock()
+    models = Catalogue(settings, clock)
+    first = models["a"]
+    weights.write_bytes(b"12")
+    assert models["a"] == first and models.replaced() == []
+    clock.later()
+    assert models["a"] != first and models["shipped"] == models["shipped"]
+    assert models.replaced() == ["a"] and models.replaced() == []
+    shutil.rmtree(tmp_path / "more" / "a")
+    write_model(tmp_path / "more" / "b")
+    clock.later()
+    assert models.replaced() == [], "one that comes or goes replaces none"
+
+
 def test_nothing_is_read_again_while_nothing_changes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     models = Catalogue(settings, clock)

@@ -17,7 +17,8 @@ def test_help_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
     done = subprocess.run([sys.executable, "-m", "service.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and all(
-        name in done.stdout for name in ("serve", "worker", "generate", "animate", "jobs", "models", "doctor")
+        name in done.stdout
+        for name in ("serve", "worker", "generate", "upscale", "animate", "jobs", "models", "doctor")
     )
 
 

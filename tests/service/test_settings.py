@@ -26,7 +26,7 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.backend) == ("127.0.0.1", 8000, "onnxruntime")
     assert settings.data == Path.home() / ".local/share/darkroom" and settings.threads >= 1
     assert settings.url == "http://127.0.0.1:8000"
-    assert len(Settings.model_fields) <= 28
+    assert len(Settings.model_fields) <= 29
     below = [Path(settings.bus_address), Path(settings.artifacts_address), settings.engines_path]
     below += [settings.worker_status_path, settings.worker_metrics_path]
     assert all(path.parent == settings.data for path in below) and len(set(below)) == 5

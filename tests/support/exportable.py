@@ -96,6 +96,7 @@ FAMILIES: dict[str, Load] = {
     "sd3-transformer": of_folder(write_tiny_sd3, "transformer"),
     "sd-text-encoder": of_folder(write_tiny_sd, "text_encoder"),
     "svd-decoder": of_folder(write_tiny_svd, "vae/decoder"),
+    "svd-encoder": of_folder(write_tiny_svd, "vae/encoder"),
     "sd2-unet": of_folder(write_tiny_sd2, "unet"),
     "quantised-decoder": quantised_decoder,
     "class-conditional-unet": class_conditional,

@@ -20,15 +20,16 @@ from models.families.text_to_image import Decoder
 from models.spec.model import ModelSpec
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
-from service.jobs.job import ImageToVideo, Job, PictureRequest, TextToImage
+from service.jobs.job import ImageToVideo, Job, PictureRequest, TextToImage, Upscaling
 from service.jobs.sqlite import SQLiteStore
 from service.metrics import WorkerMetrics
 from service.worker.batch import Stage
 from service.worker.input import NO_INPUTS, Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.loop import Worker
 from service.worker.media import encode_picture
 from service.worker.picture import Picture
-from service.worker.residency import Adapted, LoadedModel, Residency
+from service.worker.residency import Adapted, Residency
 from service.worker.runner import Runner
 
 NAME = "worker-under-test"
@@ -65,6 +66,24 @@ def make_clip(image: str = "", **changes: Any) -> ImageToVideo:
         "output_compression": 90,
     }
     return ImageToVideo(**{**values, **changes})
+
+
+def make_upscaling(image: str = "", **changes: Any) -> Upscaling:
+    """A request for the tiny upscaler: 16 x 16 pixels to 64 x 64."""
+    values: dict[str, Any] = {
+        "model": "tiny-upscaler",
+        "prompt": "a red cat",
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "scheduler": "ddim",
+        "seed": 7,
+        "image": image,
+        "factor": 4,
+        "noise_level": 20,
+    }
+    return Upscaling(**{**values, **changes})
 
 
 def a_picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:

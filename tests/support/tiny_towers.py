@@ -14,12 +14,14 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     DDIMScheduler,
+    DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableVideoDiffusionPipeline,
     UNet2DConditionModel,
@@ -52,6 +54,28 @@ SD_UNET = {
     "attention_head_dim": 2,
     "cross_attention_dim": 24,
     "norm_num_groups": 8,
+}
+UPSCALER_UNET = {
+    "sample_size": 16,
+    "in_channels": 7,
+    "out_channels": 4,
+    "block_out_channels": (16, 16, 16, 32),
+    "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+    "up_block_types": (*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+    "only_cross_attention": (True, True, True, False),
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "cross_attention_dim": 24,
+    "use_linear_projection": True,
+    "num_class_embeds": 1000,
+    "norm_num_groups": 8,
+}
+UPSCALER_VAE = {
+    **VAE,
+    "block_out_channels": (16, 16, 24),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "scaling_factor": 0.08333,
 }
 REFINER_UNET = {**UNET, "cross_attention_dim": 40, "projection_class_embeddings_input_dim": POOLED + 5 * 8}
 SD3_TRANSFORMER = {
@@ -139,6 +163,23 @@ def write_tiny_sd(folder: Path, generation: Literal[1, 2] = 1) -> None:
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+
+
+def write_tiny_upscaler(folder: Path) -> None:
+    """Write a random x4 upscaler, shown pictures of 16 x 16 in training; its schedules are the published ones."""
+    betas = {"beta_start": 0.0001, "beta_end": 0.02}
+    sampling = {**betas, "beta_schedule": "scaled_linear", "steps_offset": 1, "prediction_type": "v_prediction"}
+    with tempfile.TemporaryDirectory() as written:
+        tokenizer = _write_tokenizer(Path(written) / "tokenizer", pad_token="!")
+        pipeline = StableDiffusionUpscalePipeline(
+            vae=randomise(AutoencoderKL(**UPSCALER_VAE), 1),
+            text_encoder=randomise(CLIPTextModel(_tower_config(tokenizer, 24, 3, "gelu")), 2),
+            tokenizer=tokenizer,
+            unet=randomise(UNet2DConditionModel(**UPSCALER_UNET), 3),
+            low_res_scheduler=DDPMScheduler(**betas, beta_schedule="squaredcos_cap_v2"),
+            scheduler=DDIMScheduler(**sampling, clip_sample=False, set_alpha_to_one=False),
         )
         pipeline.save_pretrained(folder)
 

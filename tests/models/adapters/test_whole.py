@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import T5EncoderModel
 
 from models.adapters.file import DENOISER, read_adapter
-from models.adapters.fuse import Weighted, adapters_id
+from models.adapters.fuse import Fusible, Weighted, adapters_id
 from models.adapters.whole import fuse_denoiser, fuse_text_encoders, parts_changed, reread
+from models.eight_bit import EightBitLinear
+from models.encoders import load_encoder, load_t5_in_8_bits
 from models.families.text_to_image import load_conditioner, load_denoisers
 from models.spec.model import ModelSpec
 from tests.support.adapters import low_rank, write_peft
@@ -56,6 +59,25 @@ def test_the_text_encoders_of_stable_diffusion_3(tmp_path: Path) -> None:
     both = [adapter(tmp_path / "both.safetensors", {"text_encoder_2": towers[1]}, "q_proj"), *set_]
     fuse_text_encoders(other, spec, both)
     assert changed([*towers, t5], theirs) == [False, True, True]
+
+
+def test_t5_in_8_bits_carries_what_the_full_one_does_rounded(tmp_path: Path) -> None:
+    write_tiny_sd3(tmp_path / "sd3")
+    spec, folder = ModelSpec.read(tmp_path / "sd3"), tmp_path / "sd3" / "text_encoder_3"
+    full, rounded, plain = load_encoder(T5EncoderModel, folder), load_t5_in_8_bits(folder), load_t5_in_8_bits(folder)
+    set_ = [adapter(tmp_path / "t5.safetensors", {"text_encoder_3": full}, ".q")]
+    assert parts_changed(spec, set_) == {"text_encoder_3"}
+    Fusible(full, folder).carry(set_)
+    fusible = Fusible(rounded, folder)
+    fusible.carry(set_)
+    assert changed([plain], [rounded]) == [True]
+    for name, layer in rounded.named_modules():
+        if isinstance(layer, EightBitLinear):
+            expected = EightBitLinear(*reversed(layer.weight.shape))
+            expected.hold(full.get_parameter(f"{name}.weight"))
+            assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.scale, expected.scale)
+    fusible.carry([])
+    assert changed([plain], [rounded]) == [False]
 
 
 def test_a_refiners_only_text_encoder_is_the_second(tmp_path: Path) -> None:

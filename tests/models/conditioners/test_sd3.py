@@ -138,6 +138,16 @@ def test_t5_in_fp16_is_refused_and_in_bf16_is_near(
     assert 1e-4 < relative(narrow.context[CLIP_TOKENS:], expected.context[CLIP_TOKENS:]) < 0.1
 
 
+def test_with_t5_in_8_bits_only_its_tokens_are_others_and_near(
+    sd3_folder: Path, conditioner: SD3Conditioner, relative: Relative
+) -> None:
+    rounded = SD3Conditioner.load(sd3_folder, eight_bit_t5=True).encode("a red cat", *SIZE, t5_tokens=12)
+    expected = conditioner.encode("a red cat", *SIZE, t5_tokens=12)
+    assert torch.equal(rounded.vector, expected.vector)
+    assert torch.equal(rounded.context[:CLIP_TOKENS], expected.context[:CLIP_TOKENS])
+    assert 1e-3 < relative(rounded.context[CLIP_TOKENS:], expected.context[CLIP_TOKENS:]) < 0.1
+
+
 @pytest.mark.parametrize("tokens", [0, 513])
 def test_t5_tokens_out_of_range(conditioner: SD3Conditioner, tokens: int) -> None:
     with pytest.raises(ValueError, match=f"t5_tokens={tokens} is out of range, expected 1 to 512"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.spec.memory import DEVICE_GB, plan_memory
+from models.spec.memory import DEVICE_GB, bytes_saved, plan_memory
 
 # Millions of parameters, as counted in the published files.
 SDXL = {"unet": 2567, "vae": 84, "text_encoder": 123, "text_encoder_2": 695}
@@ -12,7 +12,7 @@ SVD = {"unet": 1525, "vae": 98, "image_encoder": 632}
 SD3 = {"transformer": 2028, "vae": 84, "text_encoder": 124, "text_encoder_2": 695, "text_encoder_3": 4762}
 SD35_LARGE = {**SD3, "transformer": 8057}
 
-HELPS = "; T5 in 8 bits would help"
+HELPS = "; T5 in 8 bits: all stays"
 LEAVE = "encoders leave after use"
 
 
@@ -40,10 +40,27 @@ def test_who_stays_when_not_all_can() -> None:
 
 
 def test_t5_in_8_bits_is_proposed_only_where_it_changes_something() -> None:
-    parts = {"transformer": 10, "vae": 0, "text_encoder": 0}
-    assert not plan_memory({**parts, "text_encoder_3": 10}, 60).eight_bit_t5_helps, "all stays as it is"
-    assert plan_memory({**parts, "text_encoder_3": 10}, 50).eight_bit_t5_helps, "all would stay"
-    assert not plan_memory({**parts, "text_encoder_3": 10}, 40).eight_bit_t5_helps, "it would leave all the same"
-    assert plan_memory({**parts, "text_encoder_3": 20}, 50).eight_bit_t5_helps, "it would run"
-    assert not plan_memory({**parts, "text_encoder_3": 40}, 50).eight_bit_t5_helps, "it would not"
-    assert not plan_memory({**parts, "text_encoder_2": 10}, 50).eight_bit_t5_helps, "there is none"
+    def helps(device_bytes: int, **more: int) -> bool:
+        plan = plan_memory({"transformer": 10, "vae": 0, "text_encoder": 0, **more}, device_bytes)
+        return plan.with_eight_bit_t5 is not None
+
+    assert not helps(60, text_encoder_3=10), "all stays as it is"
+    assert helps(50, text_encoder_3=10), "all would stay"
+    assert not helps(40, text_encoder_3=10), "it would leave all the same"
+    assert helps(50, text_encoder_3=20), "it would run"
+    assert not helps(50, text_encoder_3=40), "it would not"
+    assert not helps(50, text_encoder_2=10), "there is none"
+
+
+def test_with_t5_in_8_bits_the_plan_is_the_one_that_was_proposed() -> None:
+    parameters = {"transformer": 10, "vae": 0, "text_encoder": 0, "text_encoder_3": 20}
+    proposed = plan_memory(parameters, 50)
+    assert proposed.too_large == ("encoders",) and str(proposed).endswith("T5 in 8 bits: encoders leave after use")
+    assert plan_memory(parameters, 50, eight_bit_t5=True) == proposed.with_eight_bit_t5
+
+
+def test_what_t5_in_8_bits_saves() -> None:
+    sizes = {part: millions * 10**6 for part, millions in SD3.items()}
+    assert bytes_saved(sizes) == pytest.approx(4.62e9, rel=1e-3)
+    assert bytes_saved(sizes, bytes_each=4) == pytest.approx(14.14e9, rel=1e-3)
+    assert bytes_saved({part: millions * 10**6 for part, millions in SDXL.items()}) == 0

@@ -12,11 +12,14 @@ from models.spec.model import ModelSpec, find_models
 from models.spec.unet import UNetSpec, read_unet_spec
 from models.spec.vae import read_vae_spec
 from tests.support.published_unets import SMALL_SDXL as UNET
+from tests.support.published_unets import UPSCALER as UPSCALER_UNET
 
 VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 16, 16], "norm_num_groups": 4, "sample_size": 64}
 
 
-def write_model(folder: Path, card: dict[str, Any] | None = None, **index: Any) -> Path:
+def write_model(
+    folder: Path, card: dict[str, Any] | None = None, others: dict[str, dict[str, Any]] | None = None, **index: Any
+) -> Path:
     """The JSON files of a model folder, without weights."""
     files = {
         "model_index.json": {"_class_name": "StableDiffusionXLPipeline", **index},
@@ -26,6 +29,7 @@ def write_model(folder: Path, card: dict[str, Any] | None = None, **index: Any) 
     }
     if card is not None:
         files["darkroom.json"] = card
+    files |= others or {}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
@@ -71,3 +75,36 @@ def test_find_models_finds_the_folders_that_have_an_index(tmp_path: Path) -> Non
     assert found["a"].folder == tmp_path / "a"
     assert read_unet_spec(tmp_path / "a") == UNetSpec.from_config(UNET)
     assert read_vae_spec(tmp_path / "a").downscale == 4
+
+
+UPSCALER = {
+    "unet/config.json": {**UPSCALER_UNET, "sample_size": 128},
+    "low_res_scheduler/scheduler_config.json": {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000},
+}
+
+
+def upscaler(folder: Path, **unet: Any) -> ModelSpec:
+    others = {**UPSCALER, "unet/config.json": {**UPSCALER["unet/config.json"], **unet}}
+    return ModelSpec.read(write_model(folder, others=others, _class_name="StableDiffusionUpscalePipeline"))
+
+
+def test_an_upscaler(tmp_path: Path) -> None:
+    spec = upscaler(tmp_path)
+    assert (spec.system.task, spec.needs) == ("upscaling", "low-resolution picture")
+    assert spec.sizes == ((512, 512), (2048, 2048)) and (spec.steps, spec.guidance) == (75, 9.0)
+    assert spec.upscaling is not None
+    assert (spec.upscaling.factor, spec.upscaling.multiple, spec.upscaling.max_noise_level) == (4, 8, 350)
+    few = upscaler(tmp_path, num_class_embeds=100).upscaling
+    assert few is not None and few.max_noise_level == 99
+    assert ModelSpec.read(write_model(tmp_path / "plain")).upscaling is None
+
+
+def test_what_is_no_upscaler(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unet/config.json: config in_channels=8 is not served here, expected 7"):
+        upscaler(tmp_path, in_channels=8)
+    with pytest.raises(ValueError, match=r"unet/config.json: config num_class_embeds is missing"):
+        upscaler(tmp_path, num_class_embeds=None)
+    upscaler(tmp_path)
+    (tmp_path / "low_res_scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(ValueError, match=r"low_res_scheduler/scheduler_config.json is missing"):
+        ModelSpec.read(tmp_path)

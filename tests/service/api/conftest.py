@@ -158,6 +158,21 @@ def write_clip_model(folder: Path) -> None:
     _write(folder, files)
 
 
+def write_upscaler(folder: Path) -> None:
+    """The files of an upscaler's folder that a spec is read from."""
+    files = {
+        "model_index.json": {"_class_name": "StableDiffusionUpscalePipeline"},
+        "unet/config.json": {
+            "sample_size": 16, "in_channels": 7, "num_class_embeds": 1000, "block_out_channels": [8, 8],
+        },
+        "vae/config.json": {"block_out_channels": [8, 8, 8], "latent_channels": 4},
+        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "clip_sample": False},
+        "low_res_scheduler/scheduler_config.json": {"_class_name": "DDPMScheduler"},
+        "darkroom.json": {"sizes": [[64, 64]]},
+    }  # fmt: skip
+    _write(folder, files)
+
+
 def write_model(folder: Path) -> None:
     """The files of a model folder that a spec is read from."""
     files = {

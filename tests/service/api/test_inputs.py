@@ -20,6 +20,10 @@ from service.jobs.artifacts import ArtifactStore
 SIZES = ((64, 64), (64, 32), (32, 64))
 
 
+def nearest(size: tuple[int, int]) -> tuple[int, int]:
+    return nearest_proportions(size, SIZES)
+
+
 @pytest.fixture
 def artifacts(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "artifacts")
@@ -45,7 +49,7 @@ def pixels(artifacts: ArtifactStore, name: str) -> np.ndarray:
 
 
 def kept_picture(artifacts: ArtifactStore, content: bytes) -> np.ndarray:
-    return pixels(artifacts, keep_inputs(artifacts, content, None, SIZES, (64, 64)).image)
+    return pixels(artifacts, keep_inputs(artifacts, content, None, lambda _: (64, 64)).image)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif"])
@@ -57,15 +61,21 @@ def test_it_becomes_a_png_of_the_size(artifacts: ArtifactStore, kind: str) -> No
 
 
 def test_the_same_content_is_the_same_artifact(artifacts: ArtifactStore) -> None:
-    first, second = (keep_inputs(artifacts, encoded(halves()), None, SIZES, None) for _ in range(2))
+    first, second = (keep_inputs(artifacts, encoded(halves()), None, nearest) for _ in range(2))
     assert first == second == Kept(first.image, None, (64, 64))
 
 
 def test_the_size_follows_the_proportions(artifacts: ArtifactStore) -> None:
     for size, expected in (((300, 140), (64, 32)), ((100, 90), (64, 64)), ((10, 19), (32, 64))):
-        kept = keep_inputs(artifacts, encoded(halves(size)), None, SIZES, None)
-        assert kept.size == expected == nearest_proportions(size, SIZES)
+        kept = keep_inputs(artifacts, encoded(halves(size)), None, nearest)
+        assert kept.size == expected == nearest(size)
         assert pixels(artifacts, kept.image).shape[:2] == expected[::-1]
+
+
+def test_at_its_own_size_it_is_kept_as_it_is(artifacts: ArtifactStore) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (35, 51, 3), np.uint8)
+    kept = keep_inputs(artifacts, encoded(Image.fromarray(noise)), None, lambda size: size)
+    assert kept.size == (51, 35) and np.array_equal(pixels(artifacts, kept.image), noise)
 
 
 def test_it_is_cut_and_not_stretched(artifacts: ArtifactStore) -> None:
@@ -105,7 +115,7 @@ def test_masks(artifacts: ArtifactStore) -> None:
     white = Image.new("L", (100, 100), 0)
     white.paste(255, (0, 0, 50, 100))
     for mask in (transparent, white, white.convert("RGBA"), white.convert("RGB")):
-        kept = keep_inputs(artifacts, encoded(halves()), encoded(mask), SIZES, (64, 64))
+        kept = keep_inputs(artifacts, encoded(halves()), encoded(mask), lambda _: (64, 64))
         assert kept.mask is not None
         found = pixels(artifacts, kept.mask)
         assert found.shape == (64, 64) and (found[:, :31] == 255).all() and (found[:, 33:] == 0).all()
@@ -114,7 +124,7 @@ def test_masks(artifacts: ArtifactStore) -> None:
 def test_masks_that_do_not_fit(artifacts: ArtifactStore) -> None:
     for mask, said in ((Image.new("L", (99, 100), 255), "99x100"), (Image.new("L", (100, 100), 0), "nothing to paint")):
         with pytest.raises(InvalidRequest, match=said) as caught:
-            keep_inputs(artifacts, encoded(halves()), encoded(mask), SIZES, None)
+            keep_inputs(artifacts, encoded(halves()), encoded(mask), nearest)
         assert caught.value.param == "mask"
 
 
@@ -160,7 +170,7 @@ BOMBS = {
 def test_bombs_are_refused_at_once(artifacts: ArtifactStore, name: str) -> None:
     began = time.process_time()
     with pytest.raises(InvalidRequest) as caught:
-        keep_inputs(artifacts, BOMBS[name], None, SIZES, None)
+        keep_inputs(artifacts, BOMBS[name], None, nearest)
     assert caught.value.param == "image" and time.process_time() - began < 1.0
     assert list(artifacts.list()) == []
 
@@ -183,7 +193,7 @@ def test_any_bytes_are_answered(artifacts: ArtifactStore) -> None:
         for place in random.integers(8, len(content), 4):
             content[place] = random.integers(256)
         try:
-            keep_inputs(artifacts, bytes(content), None, SIZES, None)
+            keep_inputs(artifacts, bytes(content), None, nearest)
         except InvalidRequest:
             refused += 1
     assert 20 < refused < 400

@@ -177,7 +177,7 @@ def test_a_form_makes_a_job_too(server: Server) -> None:
         ({"image": "https://example.org/a.png"}, "image", "not fetched"),
         ({"image": picture(), "model": "tiny-video", "partial_images": 1}, "partial_images", "no field of"),
         ({"prompt": "x", "task": "text-to-image", "model": "tiny-video"}, "model", "not text-to-image"),
-        ({"prompt": "x", "task": "upscaling"}, "task", "'text-to-image'"),
+        ({"prompt": "x", "task": "drawing"}, "task", "'text-to-image'"),
     ],
 )
 def test_fields_that_do_not_belong_together(shared: Server, body: dict[str, Any], param: str, said: str) -> None:

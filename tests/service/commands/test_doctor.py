@@ -78,8 +78,12 @@ def test_where_networks_run(offline: list[TextToImage], monkeypatch: pytest.Monk
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H200")
     monkeypatch.setattr("service.worker.placement.weights_limit", lambda *_: 90 * 2**30)
-    text = "on cuda:0 (NVIDIA H200/sm_90), bf16, kernels geglu=torch, CUDA graphs, up to 90.0 GiB of weights"
+    text = "on cuda:0 (NVIDIA H200/sm_90), bf16, torch, kernels geglu=torch, CUDA graphs, up to 90.0 GiB of weights"
     assert found(kernels="geglu=torch")["networks"] == ("ok", text)
+    monkeypatch.setattr("service.worker.upgrades.load_tensorrt", lambda _: None)
+    assert "bf16, plans of tensorrt and torch, kernels" in found(backend="tensorrt")["networks"][1]
+    level, text = found(device="cpu", backend="tensorrt")["networks"]
+    assert level == "fault" and "which needs a GPU" in text
     assert found(device="cuda:1")["networks"] == ("fault", "device is 'cuda:1', and torch sees 1 CUDA devices")
     assert found(kernels="gelu=torch")["networks"][0] == "fault"
 

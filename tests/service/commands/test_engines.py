@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engines.cache import EngineCache, EngineKey
+from engines.openvino_session import BLOB_FILE
 from engines.plan import PlanReport
 from engines.quality import Quality
 from service.cli import app
+from tests.support.openvino import needs_openvino
 
 KEY = EngineKey("unet", "ab", "fp32", "onnx-20", "torch-2.13.0", "cd")
 
@@ -64,6 +66,15 @@ def test_build_takes_a_folder_and_finds_what_is_there(sdxl_folder: Path, sdxl_en
     assert all(Path(line.split(": ")[1]).exists() for line in lines)
 
 
+@needs_openvino
+@pytest.mark.timeout(600)
+def test_build_for_openvino(sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path) -> None:
+    (tmp_path / "engines").symlink_to(sdxl_engines)
+    done = run("build", sdxl_folder, "--data", tmp_path, "--backend", "openvino", "--network", "vae/encoder")
+    assert done.exit_code == 0 and Path(done.output.strip().split(": ")[1]).name == BLOB_FILE
+    assert "onnx-20 openvino" in run("list", "--data", tmp_path).output
+
+
 @pytest.mark.timeout(600)
 def test_build_a_plan(sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path) -> None:
     (tmp_path / "engines").symlink_to(sdxl_engines)
@@ -92,6 +103,7 @@ def test_quality(
     ("arguments", "said"),
     [
         (["tiny", "--network", "refiner"], "network 'refiner' is not in tiny, which has unet"),
+        (["tiny", "--backend", "openvino", "--precision", "fp16"], "fp16: networks run in fp32 on OpenVINO"),
         (["tiny", "--backend", "tensorrt-rtx", "--size", "wide"], "--size 'wide', expected WIDTHxHEIGHT in pixels"),
         (["tiny", "--backend", "tensorrt-rtx", "--size", "30x31"], "is 31 pixels, expected a multiple of"),
     ],

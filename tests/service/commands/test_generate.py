@@ -1,4 +1,4 @@
-"""``darkroom generate`` and ``animate``: what they ask for, of whom, and what they write."""
+"""``darkroom generate``, ``upscale`` and ``animate``: what they ask for, of whom, and what they write."""
 
 from __future__ import annotations
 
@@ -111,6 +111,22 @@ def test_generate_from_a_picture(wire: list[httpx.Request], tmp_path: Path) -> N
     assert "authorization" not in wire[0].headers
 
 
+def test_upscale(wire: list[httpx.Request], tmp_path: Path) -> None:
+    options = ["--prompt", "a cat", "--noise", "0", "--steps", "9", "--guidance", "2", "--seed", "3"]
+    done = CliRunner().invoke(app, ["upscale", "cat.png", *options, "-o", "large.jpg", "--server", URL])
+    assert done.exit_code == 0 and (tmp_path / "large.jpg").read_bytes() == b"clip", done.output
+    assert sent(wire) == {
+        "task": "upscaling",
+        "image": data_url(b"a cat"),
+        "prompt": "a cat",
+        "noise_level": 0,
+        "num_inference_steps": 9,
+        "guidance_scale": 2.0,
+        "seed": 3,
+        "output_format": "jpeg",
+    }
+
+
 def test_animate(wire: list[httpx.Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_API_KEY", "secret")
     options = ["--seconds", "2.5", "--fps", "8", "--motion", "90", "--noise", "0.1", "--min-guidance", "1.5"]
@@ -135,6 +151,8 @@ def test_animate(wire: list[httpx.Request], tmp_path: Path, monkeypatch: pytest.
     [
         (["animate", "cat.png"], "no server answers at http://127.0.0.1:1"),
         (["animate", "cat.png", "-o", "x.gif"], "cannot write .gif"),
+        (["upscale", "cat.png"], "no server answers at http://127.0.0.1:1"),
+        (["upscale", "cat.png", "-o", "x.gif"], "cannot write .gif"),
         (["animate", "none.png"], "none.png"),
         (["generate", "x", "--lora", "ink:much"], "'much' is not a number"),
         (["generate", "x", "--image", "cat.png"], "need a server, and none answers at http://127.0.0.1:1"),

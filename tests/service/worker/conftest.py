@@ -11,12 +11,12 @@ from models.families import image_to_video
 from models.spec.model import ModelSpec
 from service.settings import Settings
 from service.worker import loop
+from service.worker.loaded import LoadedModel
 from service.worker.numerics import Numerics
 from service.worker.opening import load_model
-from service.worker.residency import LoadedModel
 from tests.support.rig import Rig
 from tests.support.threads import one_thread
-from tests.support.tiny_towers import write_tiny_svd
+from tests.support.tiny_towers import write_tiny_svd, write_tiny_upscaler
 
 __all__ = ["one_thread"]
 
@@ -25,6 +25,14 @@ __all__ = ["one_thread"]
 def loaded(sdxl_folder: Path) -> LoadedModel:
     """The tiny model on torch. Shared: tests that change a network replace it in a copy."""
     return load_model(ModelSpec.read(sdxl_folder), Settings(backend="torch", threads=1))
+
+
+@pytest.fixture(scope="session")
+def upscaler(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A tiny upscaler on torch, named ``tiny-upscaler``. Shared, as ``loaded`` is."""
+    folder = tmp_path_factory.mktemp("upscaler") / "tiny-upscaler"
+    write_tiny_upscaler(folder)
+    return load_model(ModelSpec.read(folder), Settings(backend="torch", threads=1))
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from service.worker import checkpoints, local, loop
 from service.worker.adapted import AdaptedModels, AdapterUnusable
 from service.worker.clip import Clip
 from service.worker.input import Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.opening import load_model
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.adapters import low_rank, write_kohya, write_peft
 from tests.support.rig import Rig, a_picture, alone, denoised, make_clip, make_request
@@ -214,6 +214,16 @@ def test_a_file_that_is_replaced_is_another_adapter(sdxl_folder: Path, shelf: Pa
     with pytest.raises(Exception, match="changed on disk"):
         first.networks["denoiser"].get()
     assert torch.equal(latent(second), latent(adapted_from(shelf).open(spec, (INK,))))
+
+
+def test_a_model_that_is_replaced_is_read_anew(sdxl_folder: Path, adapted: AdaptedModels, tmp_path: Path) -> None:
+    shutil.copytree(sdxl_folder, tmp_path / sdxl_folder.name)
+    before = adapted.open(ModelSpec.read(tmp_path / sdxl_folder.name), (INK,))
+    weights = tmp_path / sdxl_folder.name / "unet" / WEIGHTS
+    save_file({name: 0.5 * tensor for name, tensor in load_file(weights).items()}, weights)
+    after = adapted.open(ModelSpec.read(tmp_path / sdxl_folder.name), (INK,))
+    assert before.strict.id != after.strict.id
+    assert before.networks["denoiser"].identity != after.networks["denoiser"].identity
 
 
 def test_without_a_server(sdxl_folder: Path, shelf: Path, loaded: LoadedModel, adapted: AdaptedModels) -> None:

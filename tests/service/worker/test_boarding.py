@@ -15,9 +15,10 @@ from service.jobs.job import ImageToImage, Job, JobState, Lease, Priority, Resul
 from service.worker.boarding import Boarding, Refused
 from service.worker.checkpoints import Entry, pack
 from service.worker.flight import ActiveJob
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
 from service.worker.piece import Piece
-from service.worker.residency import LoadedModel, Residency
+from service.worker.residency import Residency
 from service.worker.runner import Runner
 from tests.support.rig import a_picture, make_clip, make_request, png
 

@@ -15,8 +15,8 @@ from service.metrics import WorkerMetrics
 from service.worker.batch import Stage
 from service.worker.clip import SEGMENT_SEEDS, Clip
 from service.worker.input import Inputs, picture_tensor
+from service.worker.loaded import LoadedModel
 from service.worker.prompts import Prompts
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.rig import a_picture, make_clip
 

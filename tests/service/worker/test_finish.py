@@ -18,8 +18,8 @@ from service.metrics import WorkerMetrics
 from service.worker import finish
 from service.worker.finish import Finisher
 from service.worker.flight import ActiveJob, Seat
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.rig import make_request
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from service.jobs.job import Job, JobState, Lease, Result
 from service.worker.batch import Stage
 from service.worker.flight import ActiveJob, Flight
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.rig import make_request
 

@@ -12,8 +12,8 @@ from models.families.row import Denoiser
 from service.worker import runner as runner_module
 from service.worker.batch import Stage
 from service.worker.graphs import Graphs, Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.rig import make_request
 

@@ -10,7 +10,7 @@ from service.jobs.job import ImageToImage
 from service.settings import Settings
 from service.worker import local
 from service.worker.input import Inputs
-from service.worker.residency import LoadedModel
+from service.worker.loaded import LoadedModel
 from tests.support.rig import Rig, a_picture, alone, make_request
 
 

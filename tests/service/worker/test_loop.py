@@ -10,7 +10,7 @@ import torch
 
 from service.jobs.job import JobState
 from service.worker import leases, loop
-from service.worker.residency import LoadedModel
+from service.worker.loaded import LoadedModel
 from tests.support.rig import NAME, Rig, alone, denoised, make_request, refuses
 
 MIXED = [

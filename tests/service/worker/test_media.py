@@ -13,6 +13,7 @@ from PIL import Image
 
 from service.jobs.job import Adapter, ImageToImage, TextToImage
 from service.worker.media import MEDIA_TYPES, encode_picture, encode_preview
+from tests.support.rig import make_upscaling
 
 REQUEST = TextToImage(
     model="tiny",
@@ -122,6 +123,8 @@ def test_what_a_task_adds_is_written_too() -> None:
     request = ImageToImage(**same, image="0" * 64, strength=0.5, loras=(Adapter(name="ink", scale=0.7),))
     about = origin(encode_picture(picture(), request, 5))
     assert about["strength"] == 0.5 and about["loras"] == [{"name": "ink", "scale": 0.7}]
+    enlarged = origin(encode_picture(picture(), make_upscaling(noise_level=7), 5))
+    assert enlarged["noise_level"] == 7 and "strength" not in enlarged and "noise_level" not in about
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -15,12 +15,13 @@ from torch import Tensor
 from models.families import image_to_video, text_to_image
 from models.spec.model import ModelSpec
 from service.settings import ZOO, Settings
+from service.worker.loaded import LoadedModel, Role
 from service.worker.opening import load_model
-from service.worker.residency import LoadedModel, Role
+from service.worker.parking import modules_of
 from service.worker.runner import Runner
 from tests.support.rig import denoised, make_request
 from tests.support.single_files import write_single_file
-from tests.support.tiny_towers import write_tiny_svd
+from tests.support.tiny_towers import write_tiny_sd3, write_tiny_svd
 
 TORCH = Settings(backend="torch", threads=1)
 
@@ -87,6 +88,22 @@ def test_the_ids_follow_everything_that_changes_pixels(loaded: LoadedModel, tmp_
     rescaled = opened()
     assert identity(rescaled, "decoder") == identity(rescaled, "encoder") != identity(first, "decoder")
     assert len({model.strict.id for model in (first, reworded, rescheduled, rescaled)}) == 4
+
+
+def test_t5_in_8_bits_is_another_model_of_half_the_size(sdxl_folder: Path, tmp_path: Path) -> None:
+    write_tiny_sd3(tmp_path / "tiny-sd3")
+    spec, in_8_bits = ModelSpec.read(tmp_path / "tiny-sd3"), TORCH.model_copy(update={"t5": "8bit"})
+    full, rounded = load_model(spec, TORCH), load_model(spec, in_8_bits)
+    assert len({model.strict.id for model in (full, rounded)} | {model.fast.id for model in (full, rounded)}) == 4
+    assert identity(full, "conditioner") != identity(rounded, "conditioner")
+    assert identity(full, "denoiser") == identity(rounded, "denoiser")
+    network = rounded.networks["conditioner"]
+    t5 = network.get().t5.network
+    assert any(parameter.dtype == torch.int8 for parameter in t5.parameters())
+    held = sum(t.nbytes for module in modules_of(network.get()) for t in (*module.parameters(), *module.buffers()))
+    assert held == pytest.approx(network.size_bytes, rel=0.02)
+    without = ModelSpec.read(sdxl_folder)
+    assert load_model(without, TORCH).strict.id == load_model(without, in_8_bits).strict.id, "it has none"
 
 
 def test_the_shipped_models_share_all_but_the_denoiser() -> None:

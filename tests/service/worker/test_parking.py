@@ -13,8 +13,9 @@ from torch import nn
 
 from service.worker import parking
 from service.worker.lazy import LazyNetwork
+from service.worker.loaded import LoadedModel
 from service.worker.parking import Parking, host_bytes, modules_of
-from service.worker.residency import LoadedModel, Residency
+from service.worker.residency import Residency
 
 
 class Reads:

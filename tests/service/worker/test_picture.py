@@ -11,10 +11,10 @@ import torch
 from models.families.text_to_image import TextToImageModel
 from service.jobs.job import ImageToImage, Inpainting, PictureRequest
 from service.worker.input import NO_INPUTS, Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
-from tests.support.rig import a_picture, denoised, make_request, pixels_of
+from tests.support.rig import a_picture, denoised, make_request, make_upscaling, pixels_of
 
 SAME = make_request(num_inference_steps=4).model_dump(exclude={"task"})
 INPUT = Inputs(a_picture())
@@ -65,6 +65,15 @@ def test_inpainting_at_full_strength_begins_as_noise(loaded: LoadedModel) -> Non
     assert whole.row is not None and part.row is not None
     assert whole.row.plan.init_alpha == 0 and part.row.plan.init_alpha > 0
     assert (whole.evaluations, part.evaluations) == (4, 2)
+
+
+def test_an_enlarged_picture_needs_no_encoder(loaded: LoadedModel, upscaler: LoadedModel) -> None:
+    request, picture = make_upscaling(), Inputs(a_picture(size=(16, 16)))
+    needs, keeps = Picture(request, 7, 0.0, upscaler, upscaler.strict, picture).requirements
+    encoder, conditioner = (upscaler.networks[role].identity for role in ("encoder", "conditioner"))
+    assert needs == (conditioner,) and encoder in keeps, "the encoder is one network with the decoder"
+    needs, _ = Picture(img2img(0.5), 7, 0.0, loaded, loaded.strict, INPUT).requirements
+    assert loaded.networks["encoder"].identity in needs
 
 
 def test_the_small_decoder_where_there_is_one(loaded: LoadedModel) -> None:

@@ -8,9 +8,9 @@ import torch
 
 from service.jobs.job import Priority
 from service.worker.batch import Stage
+from service.worker.loaded import LoadedModel
 from service.worker.picture import Picture
 from service.worker.piece import Snapshot, conditions_digest
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
 from tests.support.rig import denoised, make_request
 

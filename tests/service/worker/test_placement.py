@@ -29,7 +29,9 @@ from service.settings import Settings
 from service.worker import placement as module
 from service.worker.clip import Clip
 from service.worker.input import NO_INPUTS, Inputs
-from service.worker.opening import load_model, strict_lanes
+from service.worker.loaded import LoadedModel
+from service.worker.numerics import strict_lanes
+from service.worker.opening import load_model
 from service.worker.picture import Picture
 from service.worker.piece import Piece
 from service.worker.placement import (
@@ -41,10 +43,9 @@ from service.worker.placement import (
     set_up_loader,
     weights_limit,
 )
-from service.worker.residency import LoadedModel
 from service.worker.runner import Runner
-from tests.support.rig import a_picture, make_clip, make_request
-from tests.support.tiny_towers import write_tiny_svd
+from tests.support.rig import a_picture, make_clip, make_request, make_upscaling
+from tests.support.tiny_towers import write_tiny_svd, write_tiny_upscaler
 
 ELSEWHERE = Placement(torch.device("meta"), torch.bfloat16)
 TORCH = Settings(backend="torch", threads=1)
@@ -59,6 +60,13 @@ def pictures(sdxl_folder: Path) -> LoadedModel:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = tmp_path_factory.mktemp("video") / "tiny-svd"
     write_tiny_svd(folder)
+    return loaded_elsewhere(folder)
+
+
+@pytest.fixture(scope="module")
+def enlarging(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tmp_path_factory.mktemp("upscaler") / "tiny-upscaler"
+    write_tiny_upscaler(folder)
     return loaded_elsewhere(folder)
 
 
@@ -122,6 +130,12 @@ def test_nor_does_one_from_a_picture(pictures: LoadedModel, elsewhere: list[torc
     request = with_picture(Inpainting, mask="b")
     row = made(picture(pictures, request, Inputs(a_picture(), a_picture()[..., 0])))
     assert row.keep is not None and {row.keep.mask.device.type, row.keep.noise.device.type} == {"meta"}
+
+
+def test_nor_does_an_enlarged_one(enlarging: LoadedModel, elsewhere: list[torch.device]) -> None:
+    request = make_upscaling(num_inference_steps=1, width=44)
+    row = made(picture(enlarging, request, Inputs(a_picture(size=(11, 16)))))
+    assert {condition.vector.device.type for condition in row.conditions.values()} == {"meta"}
 
 
 def test_nor_does_a_clip(clips: LoadedModel, elsewhere: list[torch.device]) -> None:

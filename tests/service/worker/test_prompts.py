@@ -10,8 +10,8 @@ from models.families import text_to_image
 from models.families.text_to_image import TextToImageModel
 from service.metrics import WorkerMetrics
 from service.worker import prompts as module
+from service.worker.loaded import LoadedModel
 from service.worker.prompts import Prompts
-from service.worker.residency import LoadedModel
 from tests.support.rig import make_request
 
 

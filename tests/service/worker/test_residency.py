@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from models.spec.model import ModelSpec
 from service.jobs.job import Adapter
+from service.settings import Settings
 from service.worker import lazy
 from service.worker.batch import Stage
 from service.worker.lazy import LazyNetwork, LoadFailed
-from service.worker.residency import LoadedModel, Residency, Role
+from service.worker.loaded import LoadedModel, Role
+from service.worker.opening import load_model
+from service.worker.residency import Residency
+from tests.support.rig import Rig
 
 
 class Shelf:
@@ -229,6 +237,47 @@ def test_a_set_is_opened_once_in_any_order_and_anew_when_a_file_changes(
     assert sets.opened == [("ink", "wool")] and residency.resident == ("a",)
     sets.files = 2
     assert residency.request("a", sets_of("ink", "wool")) is not one
+
+
+def test_a_set_is_opened_anew_with_its_model(make: Callable[..., Residency], shelf: Shelf) -> None:
+    sets = Sets(shelf)
+    residency = make(adapted=sets)
+    residency.request("a").result(60)
+    before = residency.request("a", sets_of("ink"))
+    before.result(60)
+    assert residency.opened == {"a"}
+    residency.reopen(["a"])
+    after = residency.request("a", sets_of("ink"))
+    assert after is not before and after.result(60) and len(sets.opened) == 2
+
+
+def test_a_model_that_is_replaced_on_disk_is_served_anew(sdxl_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "tiny-xl"
+    shutil.copytree(sdxl_folder, folder)
+
+    def load(spec: ModelSpec) -> LoadedModel:
+        return load_model(spec, Settings(backend="torch", threads=1))
+
+    rig = Rig(tmp_path / "worker", load(ModelSpec.read(folder)), load)
+
+    def made() -> tuple[tuple[str, ...], str]:
+        """The picture's name, which is the hash of its bytes, and what they depend on."""
+        job = rig.submit(seed=3, num_inference_steps=2)
+        rig.finish(job)
+        (result,) = rig.get(job).results
+        return result.artifacts, result.numerics_id
+
+    try:
+        first, again = made(), made()
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({name: 0.5 * tensor for name, tensor in load_file(weights).items()}, weights)
+        rig.models["tiny-xl"] = ModelSpec.read(folder)  # as the catalogue does
+        rig.residency.reopen(["tiny-xl"])
+        other = made()
+    finally:
+        rig.close()
+    assert first == again
+    assert first[0] != other[0] and first[1] != other[1]
 
 
 def test_idle_sets_are_closed_but_the_last_few(make: Callable[..., Residency], shelf: Shelf) -> None:

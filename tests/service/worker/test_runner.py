@@ -10,8 +10,8 @@ import torch
 from models.families import row
 from service.jobs.job import TextToImage
 from service.worker.batch import Stage
+from service.worker.loaded import LoadedModel
 from service.worker.picture import MAX_BATCH, Picture
-from service.worker.residency import LoadedModel
 from service.worker.runner import DeviceLost, Runner
 from tests.support.rig import denoised, make_request, pixels_of, watch
 

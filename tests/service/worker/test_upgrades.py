@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engines import plan
 from engines.background import Background, Done
 from engines.cache import EngineCache
 from engines.life import Built, EngineLife, Samples
+from engines.maker import Maker, OnnxMaker
+from engines.plan_maker import PlanMaker
 from engines.prepare import find
 from engines.session import OnnxSession
 from models.families import image_to_video
@@ -26,10 +32,11 @@ from service.metrics import WorkerMetrics
 from service.settings import ZOO, Settings
 from service.worker import loop
 from service.worker import upgrades as module
+from service.worker.loaded import LoadedModel
 from service.worker.opening import load_model
-from service.worker.placement import placement
-from service.worker.residency import LoadedModel
-from service.worker.upgrades import Upgrades, engine_life
+from service.worker.placement import Placement, placement
+from service.worker.upgrades import MakerOf, Upgrades, check_backend, engine_life, maker_of, start_build
+from tests.support.fixed import FixedMaker
 from tests.support.rig import Rig, a_picture, alone, make_request
 from tests.support.tiny_towers import write_tiny_svd
 
@@ -43,7 +50,7 @@ class Build:
         self.paths, self.fault, self.ready = paths, "", False
         self.asked: list[tuple[Sequence[str], Samples]] = []
 
-    def __call__(self, folder: Path, settings: Settings, names: Sequence[str], samples: Samples) -> Build:
+    def __call__(self, maker: Maker, names: Sequence[str], samples: Samples) -> Build:
         self.asked.append((names, samples))
         return self
 
@@ -60,11 +67,11 @@ class Build:
 class Upgraded(Rig):
     """A worker whose models get engines."""
 
-    def __init__(self, folder: Path, loaded: LoadedModel) -> None:
+    def __init__(self, folder: Path, loaded: LoadedModel, build: Build, make: MakerOf = maker_of) -> None:
         super().__init__(folder, loaded, load=self._open)
         settings = Settings(data=folder, backend="onnxruntime", engines="background", threads=1)
-        self.upgrades = Upgrades(settings, placement(settings), self._load, self.metrics)
-        self.build: Build
+        self.build = build
+        self.upgrades = Upgrades(settings, placement(settings), self._load, self.metrics, make, build)
 
     def _open(self, spec: ModelSpec) -> LoadedModel:
         return self.upgrades.open(spec)
@@ -100,9 +107,7 @@ def upgraded(
 ) -> Iterator[Upgraded]:
     monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
     build = Build(find(loaded.model.spec.folder, EngineCache(sdxl_engines)))
-    monkeypatch.setattr(module, "_begin", build)
-    rig = Upgraded(tmp_path / "worker", loaded)
-    rig.build = build
+    rig = Upgraded(tmp_path / "worker", loaded, build)
     yield rig
     rig.close()
 
@@ -187,9 +192,186 @@ def test_engines_that_are_refused_leave_torch_in_place(upgraded: Upgraded, loade
     assert upgraded.value("darkroom_engine_fallbacks_total", reason="rejected") == 3
 
 
+class Plans:
+    """Engines of fixed shapes, for 32 x 32 and prompts of one chunk, and a build of them."""
+
+    def __init__(self, folder: Path, loaded: LoadedModel, engines: Path) -> None:
+        self.calls: Counter[str] = Counter()
+        self.broken_loads: set[str] = set()
+        self.broken_calls: set[str] = set()
+        cache = EngineCache(engines)
+        self.maker = FixedMaker(
+            loaded.model.spec.folder, cache, 1, before_load=self._load, before_call=self._call
+        )  # fmt: skip
+        paths = find(loaded.model.spec.folder, cache)
+        build = Build({name: paths[name] for name in self.maker.lanes})
+        self.rig = Upgraded(folder, loaded, build, lambda *_: self.maker)
+
+    def way(self) -> LoadedModel:
+        """The model as it is open now."""
+        return self.rig.residency.request("tiny-xl").result()
+
+    def _load(self, name: str) -> None:
+        if name in self.broken_loads:
+            raise RuntimeError("another driver")
+
+    def _call(self, name: str) -> None:
+        self.calls[name] += 1
+        if name in self.broken_calls:
+            raise RuntimeError("illegal instruction")
+
+
+@pytest.fixture
+def plans(tmp_path: Path, loaded: LoadedModel, sdxl_engines: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plans]:
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
+    plans = Plans(tmp_path / "worker", loaded, sdxl_engines)
+    yield plans
+    plans.rig.close()
+
+
+def test_rows_begin_on_plans_where_their_shape_fits(plans: Plans, loaded: LoadedModel) -> None:
+    rig = plans.rig
+    before = rig.submit(seed=1)
+    rig.finish(before)
+    rig.look()
+    ((names, samples),) = rig.build.asked
+    assert set(names) == {"unet", "vae/decoder"} and samples["unet"] and samples["vae/decoder"]
+    late = rig.submit(seed=2, num_inference_steps=9)
+    rig.tick_until(lambda: rig.value("darkroom_pieces_in_flight") == 1)
+    rig.worker.tick()
+    rig.build.ready = True
+    assert rig.look() == ["tiny-xl"] and rig.value("darkroom_engines", state="engine") == 2 and not plans.calls
+    rig.finish(late)
+    assert not plans.calls, "rows in flight stay on torch"
+    fits, fast = rig.submit(seed=3), rig.submit(seed=4, deterministic=False)
+    wide, long = rig.submit(seed=3, width=64), rig.submit(seed=3, prompt="a red cat " * 30)
+    rig.finish(fits, fast, wide, long)
+    assert plans.calls["vae/decoder"] == 3 and plans.calls["unet"] in (4, 8)
+    (on_plans, without_decoder, without_unet, on_torch) = plans.way().ways
+    assert on_torch.strict == loaded.strict and on_torch.fast == loaded.fast
+    ids = {way.strict.id for way in (on_plans, without_decoder, without_unet, on_torch)}
+    assert len(ids) == 4 and on_plans.strict.padded_lanes == on_plans.fast.max_lanes == 8
+    makers = [
+        (before, loaded),
+        (late, loaded),
+        (fits, on_plans),
+        (fast, on_plans),
+        (wide, loaded),
+        (long, without_unet),
+    ]
+    for job, maker in makers:
+        request = rig.get(job).request
+        wanted = maker.numerics(request.deterministic)
+        assert [result.numerics_id for result in rig.get(job).results] == [wanted.id]
+        if request.deterministic:
+            assert rig.contents(job) == alone(maker, request)
+    assert alone(on_plans, rig.get(fits).request) != alone(loaded, rig.get(wide).request)
+    assert on_plans.networks["encoder"] is on_torch.networks["encoder"] is not on_plans.networks["decoder"]
+
+
+def test_a_plan_that_fails_in_service_costs_no_request(plans: Plans, loaded: LoadedModel) -> None:
+    rig = plans.rig
+    rig.upgraded()
+    jobs = [rig.submit(seed=seed) for seed in (5, 6)]
+    rig.tick_until(lambda: plans.calls["unet"] > 1)
+    plans.broken_calls.add("unet")
+    rig.finish(*jobs)
+    without_unet, on_torch = plans.way().ways
+    for job, seed in zip(jobs, (5, 6), strict=True):
+        assert rig.get(job).attempts == 1 and rig.contents(job) == alone(without_unet, make_request(seed=seed))
+    rig.look()
+    assert rig.value("darkroom_engine_fallbacks_total", reason="dropped") == 1
+    assert on_torch.strict == loaded.strict != without_unet.strict
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_plan_that_cannot_be_loaded_costs_no_request(plans: Plans, loaded: LoadedModel, limited: bool) -> None:
+    rig = plans.rig
+    if limited:  # no room beside torch's: it is loaded when it is its turn
+        sizes = {network.identity: network.size_bytes for network in loaded.networks.values()}
+        rig.residency._limit_bytes = int(1.1 * sum(sizes.values()))
+    plans.broken_loads.add("unet")
+    rig.upgraded()
+    job = rig.submit(seed=5)
+    rig.finish(job)
+    (result,) = rig.get(job).results
+    without_unet, _ = plans.way().ways
+    assert result.numerics_id == without_unet.strict.id != loaded.strict.id
+    rig.look()
+    assert rig.value("darkroom_engines", state="dropped") == rig.value("darkroom_engines", state="engine") == 1
+
+
+def test_a_checkpoint_is_taken_up_on_the_way_that_made_it(plans: Plans, loaded: LoadedModel) -> None:
+    rig = plans.rig
+    rig.upgraded()
+    fits, wide = (rig.submit(seed=5, num_inference_steps=20, width=width) for width in (32, 64))
+    rig.tick_until(lambda: rig.value("darkroom_pieces_in_flight") == 2)
+    for _ in range(10):
+        rig.worker.tick()
+    for active in list(rig.worker._flight.jobs.values()):
+        rig.worker._save(active)
+    end = time.monotonic() + 60.0  # without ticks, which would go on with the jobs
+    while rig.value("darkroom_checkpoints_total", outcome="written") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    rig.lose_worker()
+    rig.finish(fits, wide)
+    assert rig.value("darkroom_resumed_steps_total") > 2
+    for job, maker in ((fits, plans.way()), (wide, loaded)):
+        assert rig.contents(job) == alone(maker, rig.get(job).request)
+
+
+def test_tensorrt_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = Placement(torch.device("cpu"), torch.float32), Placement(torch.device("cuda:0"), torch.bfloat16)
+    for flavour in ("tensorrt", "tensorrt-rtx"):
+        settings = Settings(backend=flavour)
+        with pytest.raises(ValueError, match=f"backend is '{flavour}', which needs a GPU, and networks run on cpu"):
+            Upgrades(settings, cpu, lambda *_: pytest.fail("nothing is opened"), WorkerMetrics())
+    monkeypatch.setattr(plan, "MODULES", {"tensorrt": ("no_such_module",)})
+    monkeypatch.setattr(module, "load_tensorrt", plan.load_tensorrt.__wrapped__)
+    with pytest.raises(ValueError, match="backend is 'tensorrt': tensorrt is not installed"):
+        check_backend(Settings(backend="tensorrt"), gpu)
+    for backend in ("torch", "onnxruntime"):
+        check_backend(Settings(backend=backend), gpu)
+
+
+def test_what_a_worker_on_a_gpu_builds(tmp_path: Path, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is published for Linux on x86-64")
+    place, polls = Placement(torch.device("cuda:1"), torch.float16), iter((False, False, True))
+    spec, settings = ModelSpec.read(sdxl_folder), Settings(data=tmp_path, backend="tensorrt-rtx", engines="wait")
+    builds: list[tuple[Maker, Sequence[str]]] = []
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)
+
+    class Waited(Build):
+        def poll(self) -> Done[dict[str, Built]] | None:
+            self.ready = next(polls)
+            return super().poll()
+
+    def start(maker: Maker, names: Sequence[str], samples: Samples) -> Build:
+        assert not samples
+        builds.append((maker, names))
+        return Waited({"unet": tmp_path / "network.plan", "vae/decoder": tmp_path / "network.plan"})
+
+    for capability, target in (((8, 9), "sm89"), ((9, 0), "current")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        maker = maker_of(spec, settings, place)
+        assert isinstance(maker, PlanMaker) and maker.architectures == (target,)
+    assert (maker.precision, maker.lanes, maker.device) == ("fp16", (2, 8), "cuda:1")
+    life = engine_life(spec, settings, place, start=start)
+    ((built_by, names),) = builds
+    assert isinstance(built_by, PlanMaker) and replace(built_by, cache=maker.cache) == maker
+    assert names == ["unet", "vae/decoder"] and set(life.states.values()) == {"engine"}
+    for engines in ("auto", "background", "cached"):
+        settings = settings.model_copy(update={"engines": engines})
+        life = engine_life(spec, settings, place, start=start)
+        assert len(builds) == 1 and bool(life.states) is (engines != "cached"), "nobody waits on a GPU but who says so"
+    assert maker_of(spec, settings.model_copy(update={"backend": "onnxruntime"}), place) is None
+    assert maker_of(replace(spec, refiner=sdxl_folder), settings, place) is None
+
+
 def test_who_waits_for_engines(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     built: list[str] = []
-    monkeypatch.setattr(module, "_built", lambda network, _: built.append(network.name) or Built(None, "here"))
+    monkeypatch.setattr(module, "_built", lambda _, name: built.append(name) or Built(None, "here"))
     shipped, clips, foreign = (ModelSpec.read(path) for path in (ZOO / "emoji-xl", ZOO / "emoji-svd", sdxl_folder))
 
     def life_of(spec: ModelSpec, engines: Any, **settings: Any) -> EngineLife:
@@ -209,21 +391,21 @@ def test_who_waits_for_engines(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatc
     assert not any(life_of(shipped, "wait", **other).states for other in ({"backend": "torch"}, {"precision": "bf16"}))
 
 
-def test_builds_are_made_one_at_a_time(tmp_path: Path, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_are_made_one_at_a_time(tmp_path: Path, sdxl_folder: Path) -> None:
     builds: list[Build] = []
 
     def begin(*arguments: Any) -> Build:
         builds.append(Build({"unet": Path("x"), "vae/decoder": Path("y"), "vae/encoder": Path("z")}))
         return builds[-1](*arguments)
 
-    monkeypatch.setattr(module, "_begin", begin)
     lives: list[EngineLife] = []
 
     def keep(life: EngineLife) -> None:
         lives.append(life)
 
     settings = Settings(data=tmp_path, engines="background")
-    upgrades = Upgrades(settings, placement(settings), lambda _, life: keep(life), WorkerMetrics())  # type: ignore[arg-type,return-value]
+    place, metrics = placement(settings), WorkerMetrics()
+    upgrades = Upgrades(settings, place, lambda _, life: keep(life), metrics, start=begin)  # type: ignore[arg-type,return-value]
     write_tiny_svd(tmp_path / "tiny-svd")
     for folder in (sdxl_folder, tmp_path / "tiny-svd"):
         upgrades.open(ModelSpec.read(folder))
@@ -241,7 +423,8 @@ def test_builds_are_made_one_at_a_time(tmp_path: Path, sdxl_folder: Path, monkey
 def test_a_real_build(tmp_path: Path, sdxl_folder: Path, sdxl_engines: Path) -> None:
     (tmp_path / "engines").symlink_to(sdxl_engines)
     samples: Samples = {}
-    build = module._begin(sdxl_folder, Settings(data=tmp_path), ("vae/decoder",), samples)
+    maker = OnnxMaker(sdxl_folder, EngineCache(tmp_path / "engines"), threads=1)
+    build = start_build(maker, ("vae/decoder",), samples)
     assert isinstance(build, Background)
     while (done := build.poll()) is None:
         pass

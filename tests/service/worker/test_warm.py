@@ -8,7 +8,7 @@ import pytest
 
 from service.worker.batch import BatchKey, Stage
 from service.worker.cost import CostTable
-from service.worker.residency import LoadedModel
+from service.worker.loaded import LoadedModel
 from service.worker.runner import Runner
 from service.worker.warm import warm_up
 from tests.support.rig import watch

@@ -1,0 +1,114 @@
+"""What a back end does for the engines of one model: finds them in the cache, builds and opens them. Nobody above asks
+which back end it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from engines.buckets import Buckets
+from engines.cache import EngineCache
+from engines.call import Session
+from engines.networks import Network, networks_of
+from engines.precision import Precision
+from engines.prepare import build_graph, find_graph, graph_key
+from engines.session import OnnxSession, graph_numerics
+from engines.verdict import Sample
+
+
+class Maker(Protocol):
+    """The engines of one model on one back end. Goes to other processes, so it holds plain data alone."""
+
+    @property
+    def folder(self) -> Path:
+        """The model's."""
+
+    @property
+    def name(self) -> str:
+        """Of the back end."""
+
+    @property
+    def device(self) -> str:
+        """Where inputs and outputs are, as torch names it."""
+
+    @property
+    def precision(self) -> Precision:
+        """What is asked for; a network may have one of its own."""
+
+    @property
+    def rows_are_their_own(self) -> bool:
+        """Whether a row has the same bytes in every batch."""
+
+    def networks(self) -> Mapping[str, Network]:
+        """The networks that engines are made of, by name, the denoiser first.
+
+        Raises:
+            ValueError: the folder is no model's.
+        """
+
+    def find(self, name: str) -> Path | None:
+        """The file of the engine that the cache holds."""
+
+    def build(self, name: str, samples: Sequence[Sample]) -> Path:
+        """The file of an engine for calls such as these, made if the cache lacks it.
+
+        Raises:
+            RuntimeError: it cannot be built.
+        """
+
+    def discard(self, name: str, path: Path) -> None:
+        """Take an engine out of the cache."""
+
+    def open(self, path: Path) -> Session:
+        """Load it; raises whatever the library does."""
+
+    def numerics(self, path: Path) -> str:
+        """What the bytes of its output depend on."""
+
+    def buckets(self, path: Path) -> Buckets | None:
+        """The calls that it takes; None: all that the network takes."""
+
+
+@dataclass(frozen=True)
+class OnnxMaker:
+    """ONNX Runtime on the processor, in fp32: an engine is an exported graph, of free shapes."""
+
+    folder: Path
+    """The model's."""
+    cache: EngineCache
+    threads: int
+    """That one operation may use."""
+    name: str = "onnxruntime"
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    rows_are_their_own: bool = True
+
+    def networks(self) -> Mapping[str, Network]:
+        """Denoisers and autoencoders; towers run on torch."""
+        return {name: network for name, network in networks_of(self.folder).items() if not network.is_tower}
+
+    def find(self, name: str) -> Path | None:
+        """The graph that the cache holds."""
+        return find_graph(self.networks()[name], self.cache)
+
+    def build(self, name: str, samples: Sequence[Sample]) -> Path:  # noqa: ARG002 (a graph takes calls of every shape)
+        """The graph, exported if the cache lacks it; errors as :func:`engines.prepare.prepare`."""
+        return build_graph(self.networks()[name], self.cache)
+
+    def discard(self, name: str, path: Path) -> None:  # noqa: ARG002 (there is one a network)
+        """Take the graph out of the cache."""
+        self.cache.discard(graph_key(self.networks()[name]))
+
+    def open(self, path: Path) -> Session:
+        """Load and optimise it."""
+        return OnnxSession(path, self.threads)
+
+    def numerics(self, path: Path) -> str:
+        """What the bytes of its output depend on."""
+        return graph_numerics(path)
+
+    def buckets(self, path: Path) -> Buckets | None:  # noqa: ARG002 (every graph is the same in this)
+        """It takes all calls."""
+        return None

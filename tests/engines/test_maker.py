@@ -1,0 +1,49 @@
+"""ONNX Runtime as what makes a model's engines."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from engines.cache import EngineCache
+from engines.call import examples
+from engines.life import build_and_judge
+from engines.maker import OnnxMaker
+from engines.session import graph_numerics
+from tests.support.fixed import FixedMaker
+
+pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
+
+
+def test_graphs_are_found_opened_and_forgotten(sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path) -> None:
+    maker = pickle.loads(pickle.dumps(OnnxMaker(sdxl_folder, EngineCache(sdxl_engines), threads=1)))
+    assert list(maker.networks()) == ["unet", "vae/decoder", "vae/encoder"], "the towers run on torch"
+    path = maker.build("vae/decoder", ())
+    assert maker.find("vae/decoder") == path and maker.buckets(path) is None
+    assert maker.numerics(path) == maker.open(path).numerics == graph_numerics(path)
+    empty = OnnxMaker(sdxl_folder, EngineCache(tmp_path), threads=1)
+    assert empty.find("vae/decoder") is None
+    empty.discard("vae/decoder", path)
+    assert path.exists(), "it is not of that cache"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_engine_of_fixed_shapes_is_judged_on_what_fits_it(
+    sdxl_folder: Path, sdxl_engines: Path, known: bool
+) -> None:
+    maker = FixedMaker(sdxl_folder, EngineCache(sdxl_engines), 1, lanes={"vae/decoder": 2})
+    signature, calls = maker.networks()["vae/decoder"].signature, list[str]()
+    sizes = [{"batch": 3, "height": 16, "width": 16}, {"batch": 1, "height": 3, "width": 5}]
+    inputs = [tuple(tensor.numpy() for tensor in examples(signature, one)) for one in sizes]
+    counted = FixedMaker(sdxl_folder, maker.cache, 1, lanes=maker.lanes, before_call=calls.append)
+    threads = torch.get_num_threads()
+    try:
+        built = build_and_judge(counted, ["vae/decoder"], {"vae/decoder": inputs} if known else {}, 60.0)
+    finally:
+        torch.set_num_threads(threads)
+    verdict = built["vae/decoder"].verdict
+    assert verdict is not None and verdict.accepted and 0.0 < verdict.error < 1e-4 and verdict.torch_s > 0.0
+    assert calls == ["vae/decoder"], "the call of another size does not count, three lanes are cut to two"
