@@ -136,13 +136,17 @@ def test_partial_pictures_come_before_the_picture(client: OpenAI) -> None:
 
 def test_partial_pictures_resemble_the_picture_more_and_more(shipped: ServerProcess) -> None:
     with OpenAI(base_url=f"{shipped.url}/v1", api_key="none") as openai:
-        distances = []
-        for seed in (1, 2, 3):
+        distances: list[list[float]] = []
+        for seed in range(1, 9):
             stream = openai.images.generate(
                 model="emoji-xl", prompt="fox, 3d", stream=True, partial_images=3, extra_body={"seed": seed}
             )
             *shown, last = [pixels(base64.b64decode(event.b64_json)).astype(float) for event in stream]
-            distances.append([np.abs(picture - last).mean() for picture in shown])
+            if len(shown) == 3:  # a preview may be lost on the way to a busy server
+                distances.append([float(np.abs(picture - last).mean()) for picture in shown])
+            if len(distances) == 3:
+                break
+    assert len(distances) == 3
     first, second, third = np.mean(distances, axis=0)
     assert first > second > third > 0, distances
 
