@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from anyio import to_thread
-from fastapi import Depends, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from service.api.schema import EditsRequest, ImagesRequest, JobRequest, StrictBody, VideosRequest
+from service.api.schema import StrictBody
 from service.errors import InvalidRequest
 
 JSON = "application/json"
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+KEY_HEADER = "Idempotency-Key"
+MAX_KEY_CHARS = 255
 MAX_PARTS = 100
 LARGE_BYTES = 256 * 1024
 """A body from which on it is parsed in a thread: a megabyte of base64 takes some milliseconds."""
@@ -24,31 +26,46 @@ LARGE_BYTES = 256 * 1024
 Body = TypeVar("Body", bound=StrictBody)
 
 
-def _reader(model: type[Body], forms: bool = True) -> Callable[[Request], Any]:
-    """A dependency that reads the body into ``model``.
+# Both are called by the routes and are no dependencies of theirs: those would cost a quarter of a submission.
+async def read_body(request: Request, model: type[Body], forms: bool = True) -> Body:
+    """The body, validated.
 
     Args:
+        request: whose body is still to be read.
         model: with which it is validated.
         forms: whether forms are taken beside JSON.
+
+    Raises:
+        RequestValidationError, InvalidRequest: it is not such a body.
     """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if forms and media_type in FORMS:
+            fields = await _read_form(request)
+            return await to_thread.run_sync(lambda: model.model_validate(fields, strict=False))
+        if media_type == JSON or media_type.endswith("+json"):
+            content = await request.body()
+            if len(content) < LARGE_BYTES:
+                return model.model_validate_json(content)
+            return await to_thread.run_sync(model.model_validate_json, content)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from None
+    also = f" or {FORMS[0]}" if forms else ""
+    raise InvalidRequest(f"the body must be a JSON object, sent as {JSON}{also}")
 
-    async def read(request: Request) -> Body:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        try:
-            if forms and media_type in FORMS:
-                fields = await _read_form(request)
-                return await to_thread.run_sync(lambda: model.model_validate(fields, strict=False))
-            if media_type == JSON or media_type.endswith("+json"):
-                content = await request.body()
-                if len(content) < LARGE_BYTES:
-                    return model.model_validate_json(content)
-                return await to_thread.run_sync(model.model_validate_json, content)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors(include_url=False)) from None
-        also = f" or {FORMS[0]}" if forms else ""
-        raise InvalidRequest(f"the body must be a JSON object, sent as {JSON}{also}")
 
-    return read
+def idempotency_key(request: Request) -> str | None:
+    """The key under which a client submits, so that it may do so again.
+
+    Raises:
+        InvalidRequest: it is empty or too long.
+    """
+    key = request.headers.get(KEY_HEADER)
+    if key is not None and not 1 <= len(key) <= MAX_KEY_CHARS:
+        raise InvalidRequest(
+            f"{KEY_HEADER} has {len(key)} characters, between 1 and {MAX_KEY_CHARS} are allowed", param=KEY_HEADER
+        )
+    return key
 
 
 async def _read_form(request: Request) -> dict[str, Any]:
@@ -97,13 +114,17 @@ def nested(parts: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def described(model: type[StrictBody], forms: bool = True) -> dict[str, Any]:
-    """What the API's description says of such a body, for ``openapi_extra``."""
+    """What the API's description says of a submission with such a body, for ``openapi_extra``."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
     content = {JSON: {"schema": _inlined(schema, definitions)}}
     if forms:
         content[FORMS[0]] = content[JSON]
-    return {"requestBody": {"required": True, "content": content}}
+    key = {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS}
+    return {
+        "requestBody": {"required": True, "content": content},
+        "parameters": [{"name": KEY_HEADER, "in": "header", "required": False, "schema": key}],
+    }
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -114,9 +135,3 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in schema:
         return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     return {name: _inlined(value, definitions) for name, value in schema.items()}
-
-
-ImagesBody = Annotated[ImagesRequest, Depends(_reader(ImagesRequest, forms=False))]
-EditsBody = Annotated[EditsRequest, Depends(_reader(EditsRequest))]
-VideosBody = Annotated[VideosRequest, Depends(_reader(VideosRequest))]
-JobBody = Annotated[JobRequest, Depends(_reader(JobRequest))]

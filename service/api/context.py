@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, TypeVar
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 
 from models.spec.model import ModelSpec
 from service.api.admission import Line
@@ -20,7 +20,7 @@ from service.api.inputs import keep_inputs
 from service.api.reading import Reader
 from service.api.resolve import resolve
 from service.api.schema import Generation
-from service.errors import DeadlineUnmeetable, InvalidRequest, QueueFull, UnknownJob
+from service.errors import DeadlineUnmeetable, QueueFull, UnknownJob
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus, Event
 from service.jobs.job import Job, JobState, Priority
@@ -29,7 +29,6 @@ from service.jobs.store import JobStore
 from service.metrics import ApiMetrics
 from service.settings import Settings, installed_adapters
 
-MAX_KEY_CHARS = 255
 DECODERS = 2
 """Pictures that are decoded at once: each may take some 300 MB."""
 
@@ -208,20 +207,10 @@ def _client(request: JobSpec, any_seed: bool) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-# Both are coroutines, for the framework runs plain functions in threads.
+# A coroutine, for the framework runs plain functions in threads.
 async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-async def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
-    if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_KEY_CHARS:
-        raise InvalidRequest(
-            f"Idempotency-Key has {len(idempotency_key)} characters, between 1 and {MAX_KEY_CHARS} are allowed",
-            param="Idempotency-Key",
-        )
-    return idempotency_key
-
-
 UsesServices = Annotated[Services, Depends(_services)]
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]

@@ -11,8 +11,8 @@ from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Request, Response
 
 from service.api import sse
-from service.api.body import EditsBody, ImagesBody, described
-from service.api.context import IdempotencyKey, Services, UsesServices, name_job, unless_disconnected
+from service.api.body import described, idempotency_key, read_body
+from service.api.context import Services, UsesServices, name_job, unless_disconnected
 from service.api.errors import CLIENT_CLOSED_REQUEST, error_body
 from service.api.events import Heard
 from service.api.schema import IGNORED_FIELDS, EditsRequest, ImagesRequest
@@ -27,18 +27,19 @@ REFUSED_BY_WORKERS = ("adapter_unusable", "request_unsupported")
 
 
 @router.post("/generations", response_model=ImagesAnswer, openapi_extra=described(ImagesRequest, forms=False))
-async def generate_images(body: ImagesBody, request: Request, services: UsesServices, key: IdempotencyKey) -> Response:
+async def generate_images(request: Request, services: UsesServices) -> Response:
     """Make pictures from a prompt and answer with them, or stream how they come into being."""
-    return await _serve(body, "image_generation", request, services, key)
+    return await _serve(await read_body(request, ImagesRequest, forms=False), "image_generation", request, services)
 
 
 @router.post("/edits", response_model=ImagesAnswer, openapi_extra=described(EditsRequest))
-async def edit_images(body: EditsBody, request: Request, services: UsesServices, key: IdempotencyKey) -> Response:
+async def edit_images(request: Request, services: UsesServices) -> Response:
     """Change a picture: as a whole, by ``strength``, or where a mask says so."""
-    return await _serve(body, "image_edit", request, services, key)
+    return await _serve(await read_body(request, EditsRequest), "image_edit", request, services)
 
 
-async def _serve(body: ImagesRequest, family: str, request: Request, services: Services, key: str | None) -> Response:
+async def _serve(body: ImagesRequest, family: str, request: Request, services: Services) -> Response:
+    key = idempotency_key(request)
     if body.background == "transparent":
         raise InvalidRequest("background 'transparent' is not supported; use 'opaque' or 'auto'", param="background")
     if body.stream and body.response_format == "url":

@@ -11,8 +11,8 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from service.api import sse
-from service.api.body import JobBody, described
-from service.api.context import IdempotencyKey, Services, UsesServices, known, name_job
+from service.api.body import described, idempotency_key, read_body
+from service.api.context import Services, UsesServices, known, name_job
 from service.api.errors import error_body
 from service.api.events import Heard
 from service.api.files import answer_file
@@ -31,8 +31,9 @@ ENDED = "end"
 
 
 @router.post("", status_code=202, response_model=JobView, openapi_extra=described(JobRequest))
-async def submit_job(body: JobBody, request: Request, services: UsesServices, key: IdempotencyKey) -> Response:
+async def submit_job(request: Request, services: UsesServices) -> Response:
     """Accept a job; its state and its results are at the address in ``Location``."""
+    body, key = await read_body(request, JobRequest), idempotency_key(request)
     job = await services.accept(body, key, Priority.STANDARD)
     name_job(request, job.id)
     return _answer(job, await services.outlook(job), services, 202, {"location": f"/v1/jobs/{job.id}"})

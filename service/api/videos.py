@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.body import VideosBody, described
+from service.api.body import described, idempotency_key, read_body
 from service.api.clips import Length
-from service.api.context import IdempotencyKey, Services, UsesServices, name_job
+from service.api.context import Services, UsesServices, name_job
 from service.api.files import answer_file
 from service.api.schema import IGNORED_FIELDS, VideosRequest
 from service.api.views import Progress, Video, VideoDeleted, VideoError, VideoList, ends_of
@@ -35,8 +35,9 @@ STATUS: dict[JobState, Literal["queued", "in_progress", "completed", "failed"]] 
 
 
 @router.post("", openapi_extra=described(VideosRequest))
-async def create_video(body: VideosBody, request: Request, services: UsesServices, key: IdempotencyKey) -> Video:
+async def create_video(request: Request, services: UsesServices) -> Video:
     """Begin a clip from a picture. ``seconds`` of the answer is what is made."""
+    body, key = await read_body(request, VideosRequest), idempotency_key(request)
     ignored = [name for name in IGNORED_FIELDS if getattr(body, name, None) is not None]
     if ignored:
         request.state.answer_headers["x-darkroom-ignored"] = ", ".join(ignored)
