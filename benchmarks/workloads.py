@@ -220,15 +220,20 @@ def _blend(name: str, shape: tuple[int, ...]) -> Workload:
     return Workload("blend", f"{name}: {shape}", lambda make: (make(*shape), make(*shape), make(1)))
 
 
-def _solver(name: str, rows: int, slots: int, lanes: int, shape: tuple[int, ...]) -> Workload:
+def _solver(name: str, rows: int, slots: int, lanes: int, shape: tuple[int, ...], keeps: bool = False) -> Workload:
     def inputs(make: Maker) -> tuple[Any, ...]:
         numbers = (make(rows, full=True), make(rows, full=True), make(rows, slots, slots, full=True))
         state, outputs = make(rows, slots, *shape, full=True), make(rows, lanes, *shape)
         weights = make(rows, lanes, *shape[:1] if len(shape) == 4 else (), full=True)
         last = (make(rows, slots, full=True), make(rows, full=True), make(rows, *shape, full=True))
-        return state, outputs, weights, *numbers, *last
+        keep: tuple[Tensor | None, ...] = (None, None, None)
+        if keeps:
+            mask = make(rows, 1, *shape[-2:], full=True)
+            keep = (mask, make(rows, 2, *shape, full=True), make(rows, 2, full=True))
+        return state, outputs, weights, *numbers, *last, *keep
 
-    return Workload("solver_step", f"{name}: {slots} slots, {lanes} lanes, {shape}", inputs)
+    kind = f"{name}: {slots} slots, {lanes} lanes, {shape}{', inpainting' if keeps else ''}"
+    return Workload("solver_step", kind, inputs)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -281,6 +286,7 @@ WORKLOADS = (
     _blend("SVD-XT, CFG", (2, 230400, 320)),
     _solver("SDXL 1024, Euler, CFG", 8, 1, 2, (4, 128, 128)),
     _solver("SDXL 1024, UniPC, CFG", 8, 4, 2, (4, 128, 128)),
+    _solver("SDXL 1024, Euler, CFG", 8, 1, 2, (4, 128, 128), keeps=True),
     _solver("SVD-XT, Euler, CFG", 2, 1, 2, (25, 4, 72, 128)),
 )
 """By op, the shapes that carry most of its time in the published networks, and one for each head dimension."""

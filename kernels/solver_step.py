@@ -8,8 +8,13 @@ equation 7), and the update holds every linear solver: Euler, DDIM (Song et al. 
 Coefficients differ from row to row, so rows of different solvers and step counts share one call; rows with fewer lanes
 or less history are padded with zeros.
 
-Guidance rescale (Lin et al. 2024, section 3.4) is a statistic of the row and not linear, so it comes before the step:
-``mix_lanes``, ``guidance_rescale``, then ``solver_step`` with the result as the only lane, of weight 1.
+An inpainting row keeps part of a picture z (Lugmayr et al. 2022, equation 8, with one eps for all steps of a row):
+
+    x'' = m x' + (1 - m) (alpha z + sigma eps)        where the mask m is not 1, and x' itself where it is
+
+Guidance rescale (Lin et al. 2024) is a statistic of the row and not linear, so it comes before the step:
+``mix_lanes`` and ``guidance_rescale`` of ``guidance_rescale.py``, then this with the result as the only lane, of weight
+1.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from torch import Tensor
 
 from kernels.backend import may_run, takes_kernel
 from kernels.custom_op import custom_op, like_first
+from kernels.guidance_rescale import mix_lanes
 from kernels.language import jit, tl
 from kernels.launch import Launch, Plan, Tile, cdiv, planned_for
 from kernels.tiles import TileTable
@@ -40,6 +46,9 @@ def solver_step_reference(
     b: Tensor,
     s: Tensor,
     noise: Tensor,
+    mask: Tensor | None = None,
+    kept: Tensor | None = None,
+    level: Tensor | None = None,
 ) -> Tensor:
     """The formula, row by row in the dtype of the state. Shapes as in :func:`solver_step`."""
     result = torch.empty_like(state)
@@ -55,15 +64,11 @@ def solver_step_reference(
             mixed = sum(float(a[row, i, j]) * y[j] for j in range(len(y)))
             result[row, i] = mixed + float(b[row, i]) * denoised
         result[row, 0] += float(s[row]) * noise[row].to(y.dtype)
+        if mask is not None and kept is not None and level is not None:
+            alpha, sigma = level[row].tolist()
+            stays = alpha * kept[row, 0].to(y.dtype) + sigma * kept[row, 1].to(y.dtype)
+            result[row, 0] = mask[row] * result[row, 0] + (1.0 - mask[row]) * stays
     return result
-
-
-def guidance_rescale_reference(guided: Tensor, positive: Tensor, phi: Tensor) -> Tensor:
-    """The formula over the whole batch. Shapes as in :func:`guidance_rescale`."""
-    dims = list(range(1, guided.dim()))
-    ratio = positive.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
-    phi = phi.reshape(-1, *(1 for _ in dims))
-    return phi * (guided * ratio) + (1.0 - phi) * guided
 
 
 @jit
@@ -77,8 +82,12 @@ def solver_step_kernel(
     b_ptr: tl.tensor,  # [B, S] fp32
     s_ptr: tl.tensor,  # [B] fp32
     noise_ptr: tl.tensor,  # [B, N]
+    mask_ptr: tl.tensor,  # [B, P] fp32
+    kept_ptr: tl.tensor,  # [B, 2, N]
+    level_ptr: tl.tensor,  # [B, 2] fp32
     result_ptr: tl.tensor,  # [B, S, N] fp32
     elements: tl.tensor,  # N
+    pixels: tl.tensor,  # P, of which a frame's channel has one each
     frames: tl.tensor,  # N / frames elements have one weight
     SLOTS: tl.constexpr,  # S
     LANES: tl.constexpr,  # L
@@ -104,6 +113,14 @@ def solver_step_kernel(
         if i == 0:
             noise = tl.load(noise_ptr + row * elements + at, mask=inside, other=0.0).to(tl.float32)
             new += tl.load(s_ptr + row) * noise
+            if mask_ptr is not None:
+                mask = tl.load(mask_ptr + row * pixels + at % pixels, mask=inside, other=1.0)
+                picture = kept_ptr + row * 2 * elements + at
+                stays = tl.load(level_ptr + row * 2) * tl.load(picture, mask=inside, other=0.0).to(tl.float32)
+                eps = tl.load(picture + elements, mask=inside, other=0.0).to(tl.float32)
+                stays += tl.load(level_ptr + row * 2 + 1) * eps
+                # A row that keeps nothing has the bits of a batch without masks: 1 x + 0 would make a +0 of a -0.
+                new = tl.where(mask == 1.0, new, mask * new + (1.0 - mask) * stays)
         tl.store(result_ptr + (row * SLOTS + i) * elements + at, new, mask=inside)
 
 
@@ -117,6 +134,9 @@ def plan_solver_step(
     b: Tensor,
     s: Tensor,
     noise: Tensor,
+    mask: Tensor | None,
+    kept: Tensor | None,
+    level: Tensor | None,
     architecture: int,
 ) -> Plan:
     """The launch. Shapes as in :func:`solver_step`; copies what is not contiguous, and numbers that are not fp32."""
@@ -125,12 +145,15 @@ def plan_solver_step(
     result = state.new_empty(state.shape)
     elements = noise[0].numel()
     weights = weights.reshape(*outputs.shape[:2], -1)
-    numbers = {"weights": weights, "c_skip": c_skip, "c_out": c_out, "a": a, "b": b, "s": s}
-    tensors = {"state": state, "outputs": outputs, "noise": noise}
+    pixels = 1 if mask is None else mask[0].numel()
+    numbers = {
+        "weights": weights, "c_skip": c_skip, "c_out": c_out, "a": a, "b": b, "s": s, "mask": mask, "level": level,
+    }  # fmt: skip
+    tensors = {"state": state, "outputs": outputs, "noise": noise, "kept": kept}
     arguments = {
-        **{f"{name}_ptr": tensor.contiguous() for name, tensor in tensors.items()},
-        **{f"{name}_ptr": tensor.to(torch.float32).contiguous() for name, tensor in numbers.items()},
-        "result_ptr": result, "elements": elements, "frames": weights.shape[2], "SLOTS": slots,
+        **{f"{name}_ptr": None if given is None else given.contiguous() for name, given in tensors.items()},
+        **{f"{name}_ptr": None if given is None else given.float().contiguous() for name, given in numbers.items()},
+        "result_ptr": result, "elements": elements, "pixels": pixels, "frames": weights.shape[2], "SLOTS": slots,
         "LANES": outputs.shape[1],
     }  # fmt: skip
     return Plan(result, (Launch(solver_step_kernel, (cdiv(elements, tile.sizes["BLOCK"]), rows), arguments, tile),))
@@ -146,9 +169,13 @@ def launch_solver_step(
     b: Tensor,
     s: Tensor,
     noise: Tensor,
+    mask: Tensor | None = None,
+    kept: Tensor | None = None,
+    level: Tensor | None = None,
 ) -> Tensor:
     """:func:`solver_step` by the kernel."""
-    return plan_solver_step(state, outputs, weights, c_skip, c_out, a, b, s, noise, planned_for(state)).run()
+    inputs = (state, outputs, weights, c_skip, c_out, a, b, s, noise, mask, kept, level)
+    return plan_solver_step(*inputs, planned_for(state)).run()
 
 
 def torch_solver_step(
@@ -161,6 +188,9 @@ def torch_solver_step(
     b: Tensor,  # [B, K+1]
     s: Tensor,  # [B]
     noise: Tensor,  # as one slot of the state
+    mask: Tensor | None = None,  # [B, 1, *spatial] or [B, 1, 1, *spatial]
+    kept: Tensor | None = None,  # [B, 2, C, *spatial] or [B, 2, T, C, *spatial]
+    level: Tensor | None = None,  # [B, 2]
 ) -> Tensor:
     """:func:`solver_step` in torch's operators.
 
@@ -184,6 +214,11 @@ def torch_solver_step(
         result = result + a[:, :, j] * state[:, j : j + 1]
     result = result + b * denoised[:, None]
     result[:, 0] += per_row(s) * noise.to(state.dtype)
+    if mask is not None and kept is not None and level is not None:
+        x, mask = result[:, 0], mask.to(state.dtype)
+        alpha, sigma = per_row(level).unbind(1)
+        stays = alpha * kept[:, 0].to(state.dtype) + sigma * kept[:, 1].to(state.dtype)
+        result[:, 0] = torch.where(mask == 1.0, x, mask * x + (1.0 - mask) * stays)
     return result
 
 
@@ -200,58 +235,29 @@ def solver_step(
     b: Tensor,  # [B, K+1]
     s: Tensor,  # [B]
     noise: Tensor,  # as one slot of the state
+    mask: Tensor | None = None,  # [B, 1, *spatial] or [B, 1, 1, *spatial]
+    kept: Tensor | None = None,  # [B, 2, C, *spatial] or [B, 2, T, C, *spatial]
+    level: Tensor | None = None,  # [B, 2]
 ) -> Tensor:
     """The state after the step, computed in the dtype of ``state`` and of its shape.
 
     A row's result has the same bits in every batch. Equal weights for all frames give the bits of one weight.
+
+    The last three are of inpainting rows, and left out of a batch without any: where a row may paint, what it keeps (z
+    and eps), and alpha and sigma after the step. A row that keeps nothing has a mask of ones there.
     """
     rows, slots = state.shape[:2]
     assert state.dtype in (torch.float32, torch.float64), state.dtype
     assert outputs.shape[2:] == noise.shape[1:] and noise.shape == (rows, *state.shape[2:]), (noise.shape, state.shape)
     assert c_skip.shape == c_out.shape == s.shape == (rows,)
     assert a.shape == (rows, slots, slots) and b.shape == (rows, slots)
-    inputs = (state, outputs, weights, c_skip, c_out, a, b, s, noise)
+    inputs = (state, outputs, weights, c_skip, c_out, a, b, s, noise, mask, kept, level)
+    if mask is not None and kept is not None and level is not None:
+        assert kept.shape == (rows, 2, *noise.shape[1:]) and level.shape == (rows, 2), (kept.shape, level.shape)
+        masks = [(rows, *(1,) * shared, *noise.shape[1 + shared :]) for shared in (1, 2)]
+        assert mask.shape in masks, (mask.shape, noise.shape)
+    else:
+        assert mask is kept is level is None
     if may_run(state) and takes_kernel(TILES, "all", inputs):
         return _solver_step(*inputs)
     return torch_solver_step(*inputs)
-
-
-def mix_lanes(
-    outputs: Tensor,  # [B, L, C, *spatial] or [B, L, T, C, *spatial], fp32 or fp64
-    weights: Tensor,  # [B, L] or [B, L, T]
-) -> Tensor:
-    """F = sum_k w_k F_k, [B, C, *spatial] or [B, T, C, *spatial] in the dtype of ``outputs``.
-
-    A row has the same bits in every batch.
-    """
-    assert outputs.dtype in (torch.float32, torch.float64), outputs.dtype
-    assert weights.shape in (outputs.shape[:2], outputs.shape[:3]), (weights.shape, outputs.shape)
-    weights = weights.to(outputs.dtype).reshape(*weights.shape, *(1,) * (outputs.dim() - weights.dim()))
-    guided = weights[:, 0] * outputs[:, 0]
-    for k in range(1, outputs.shape[1]):
-        guided = guided + weights[:, k] * outputs[:, k]
-    return guided
-
-
-def guidance_rescale(
-    guided: Tensor,  # [B, ...], fp32 or fp64
-    positive: Tensor,  # [B, ...], the output of the positive lane
-    phi: Tensor,  # [B], 0 leaves a row as it is
-) -> Tensor:
-    """Guided outputs with the standard deviation of the positive lane, mixed in by phi; of the shape of ``guided``.
-
-        F' = phi F std(F_positive)/std(F) + (1 - phi) F        (Lin et al. 2024, equations 14 to 16)
-
-    The deviation is over everything but the batch, in fp64 and of one row at a time: a reduction of the whole batch
-    picks its order of summation by the batch size, and a row would get other bits.
-    """
-    assert guided.shape == positive.shape and phi.shape == guided.shape[:1], (guided.shape, positive.shape, phi.shape)
-    ratios = [_deviation(wanted) / _deviation(row) for wanted, row in zip(positive, guided, strict=True)]
-    phi = phi.double()
-    # A factor of exactly 1 keeps the bits of a row that is left as it is, whatever its ratio.
-    factors = torch.where(phi == 0.0, 1.0, phi * torch.stack(ratios) + (1.0 - phi))
-    return guided * factors.to(guided.dtype).reshape(-1, *(1,) * (guided.dim() - 1))
-
-
-def _deviation(row: Tensor) -> Tensor:
-    return row.double().contiguous().std()

@@ -15,33 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.solver_step import guidance_rescale, mix_lanes, solver_step
+from kernels.guidance_rescale import guidance_rescale, mix_lanes
+from kernels.solver_step import solver_step
 from models.conditioners.condition import Condition
+from models.families.keep import Keep, batched
 from models.guidance import Lane
 from models.plan import Line, Plan
 
 Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x [B, (T,) C, h, w], c_noise [B], context [B, N, D], vector [B, (T,) V]) -> [B, (T,) C', h, w]: a torch module or an
 engine."""
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Inpainting: what stays of a given picture. After a line at the level (alpha, sigma)
-
-    x <- m x + (1 - m) (alpha z + sigma eps)        (Lugmayr et al. 2022, equation 8, with one eps a row)
-    """
-
-    mask: Tensor
-    """m, [1, h, w]: 1 where the row may paint, 0 where the picture stays."""
-    latent: Tensor
-    """z, [C, h, w], the picture encoded."""
-    noise: Tensor
-    """eps, [C, h, w], the noise that the row began with."""
-
-    def blend(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """x at the level (alpha, sigma), with what stays of the picture put back."""
-        return self.mask * x + (1.0 - self.mask) * (alpha * self.latent + sigma * self.noise)
 
 
 @dataclass
@@ -190,19 +173,16 @@ def advance(denoisers: Mapping[str, Denoiser], rows: Sequence[Row], padded_lanes
         noise = torch.stack([_draw(row, line) for row, line in zip(rows, lines, strict=True)])
         guided, weights = _rescaled(lines, *_padded_outputs(outputs, lines))
         states, history = _padded_states(rows)
-        stepped = solver_step(states, guided, weights, *_coefficients(lines, history, states), noise)
+        keep = batched([row.keep for row in rows], [_level_after(row) for row in rows], states[:, 0])
+        stepped = solver_step(states, guided, weights, *_coefficients(lines, history, states), noise, *keep)
     except BaseException:
         for row, generator_state in zip(rows, drawn, strict=True):
             if generator_state is not None:
                 row.generator.set_state(generator_state)
         raise
-    for row, line, state in zip(rows, lines, stepped, strict=True):
+    for row, state in zip(rows, stepped, strict=True):
         row.state = state[: row.plan.history + 1].clone()
         row.line, row.evaluated = row.line + 1, ()
-        if row.keep is not None:
-            # Some solvers end a little above level (1, 0). What stays of the picture is the picture nevertheless.
-            level = (1.0, 0.0) if row.finished else (line.alpha, line.sigma)
-            row.state[0] = row.keep.blend(row.state[0], *level)
 
 
 def _evaluate(
@@ -262,14 +242,18 @@ def _padded_outputs(outputs: Sequence[Sequence[Tensor]], lines: Sequence[Line]) 
 
 
 def _rescaled(lines: Sequence[Line], outputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, or, where a line asks for guidance rescale, the guided outputs as the only lane."""
-    if not any(line.rescale for line in lines):
-        return outputs, weights
-    guided = mix_lanes(outputs, weights)
-    positives = [_positive_lane(line) if line.rescale else 0 for line in lines]
-    phi = torch.tensor([line.rescale for line in lines], dtype=outputs.dtype).to(outputs.device)
-    positive = torch.stack([lanes[k] for lanes, k in zip(outputs, positives, strict=True)])
-    return guidance_rescale(guided, positive, phi)[:, None], weights.new_ones(len(lines), 1)
+    """The same, but rows whose line asks for guidance rescale have their guided output as the only lane.
+
+    The other rows go as they are: lanes mixed here and lanes mixed by the solver step's kernel differ in the last bit.
+    """
+    asked = [i for i, line in enumerate(lines) if line.rescale]
+    if asked:
+        guided = mix_lanes(outputs[asked], weights[asked])
+        positive = torch.stack([outputs[i, _positive_lane(lines[i])] for i in asked])
+        phi = torch.tensor([lines[i].rescale for i in asked], dtype=outputs.dtype).to(outputs.device)
+        outputs[asked], weights[asked] = 0.0, 0.0
+        outputs[asked, 0], weights[asked, 0] = guidance_rescale(guided, positive, phi), 1.0
+    return outputs, weights
 
 
 def _positive_lane(line: Line) -> int:
@@ -290,6 +274,12 @@ def _coefficients(lines: Sequence[Line], history: int, states: Tensor) -> tuple[
     numbers = torch.tensor([(line.c_skip, line.c_out, line.s) for line in lines], dtype=dtype)
     c_skip, c_out, s = numbers.to(states.device).unbind(1)
     return c_skip, c_out, a.to(states.device), b.to(states.device), s
+
+
+def _level_after(row: Row) -> tuple[float, float]:
+    """(alpha, sigma) after the next line. Some solvers end a little above (1, 0); what stays of a picture does not."""
+    line = row.plan.lines[row.line]
+    return (line.alpha, line.sigma) if row.line + 1 < len(row.plan.lines) else (1.0, 0.0)
 
 
 def _draw(row: Row, line: Line) -> Tensor:

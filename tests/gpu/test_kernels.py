@@ -12,6 +12,7 @@ from benchmarks.workloads import OPS, WORKLOADS, Workload, maker
 from kernels.attention import launch_attention
 from kernels.backend import chosen, selected
 from kernels.group_norm_silu import launch_group_norm
+from kernels.solver_step import launch_solver_step
 from kernels.temporal_attention import launch_temporal_attention
 from models.layout import channels_last
 from models.video_blocks import TemporalResnetBlock
@@ -65,6 +66,39 @@ def test_a_row_has_the_same_bytes_at_every_place_of_a_batch(op: str) -> None:
     for i in (0, 7):
         assert torch.equal(run(*(tensor[i : i + 1].contiguous() for tensor in tensors))[0], whole[i])
     assert not torch.equal(whole[0], whole[1])
+
+
+@torch.inference_mode()
+def test_a_row_of_the_solver_has_the_same_bytes_beside_other_kinds() -> None:
+    """Alone, in larger batches, and beside rows that keep a part of a picture."""
+    make, shape = maker("cuda", torch.bfloat16), (4, 33, 40)
+    state, outputs = make(8, 3, *shape, full=True), make(8, 2, *shape)
+    numbers = [make(8, *rest, full=True) for rest in ((2,), (), (), (3, 3), (3,), (), shape)]
+    mask, kept, level = make(8, 1, *shape[1:], full=True), make(8, 2, *shape, full=True), make(8, 2, full=True)
+    mask[:4], kept[:4], level[:4] = 1.0, 0.0, 0.0
+    inputs = [state, outputs, *numbers]
+    without, whole = launch_solver_step(*inputs), launch_solver_step(*inputs, mask, kept, level)
+    assert torch.equal(without[:4].view(torch.int32), whole[:4].view(torch.int32))
+    for i in range(8):
+        last = [mask, kept, level] if i >= 4 else []
+        alone = launch_solver_step(*(tensor[i : i + 1].contiguous() for tensor in [*inputs, *last]))
+        assert torch.equal(alone[0].view(torch.int32), whole[i].view(torch.int32))
+        assert i < 4 or not torch.equal(without[i, 0], whole[i, 0])
+
+
+@torch.inference_mode()
+def test_a_row_of_the_solver_has_the_same_bytes_without_its_padding() -> None:
+    """A history of zeros and a lane of weight 0 change nothing, though the kernel is compiled again for them."""
+    make, shape = maker("cuda", torch.bfloat16), (4, 33, 40)
+    state, outputs = make(2, 3, *shape, full=True), make(2, 3, *shape)
+    weights, c_skip, c_out, a, b, s = (make(2, *rest, full=True) for rest in ((3,), (), (), (3, 3), (3,), ()))
+    noise = make(2, *shape, full=True)
+    state[0, 1:], outputs[0, 2:], weights[0, 2:], b[0, 1:] = 0.0, 0.0, 0.0, 0.0
+    a[0, 1:], a[0, :, 1:] = 0.0, 0.0
+    padded = launch_solver_step(state, outputs, weights, c_skip, c_out, a, b, s, noise)
+    cut = [state[:1, :1], outputs[:1, :2], weights[:1, :2], c_skip[:1], c_out[:1], a[:1, :1, :1], b[:1, :1], s[:1]]
+    alone = launch_solver_step(*cut, noise[:1])
+    assert torch.equal(alone[0, 0].view(torch.int32), padded[0, 0].view(torch.int32))
 
 
 @pytest.mark.parametrize("case", FORWARDS, ids=lambda case: case.name)

@@ -24,9 +24,13 @@ from kernels.temporal_attention import launch_temporal_attention, temporal_atten
 from kernels.temporal_conv import launch_temporal_conv, temporal_conv_reference
 from kernels.temporal_resnet import NormedConv, launch_temporal_resnet, temporal_resnet_reference
 
-TOLERANCES = {torch.float32: 2e-6, torch.float16: 1.25e-3, torch.bfloat16: 1e-2}
-"""Largest error relative to the largest output. One rounding is 6e-8, 5e-4 and 4e-3. Attention rounds its weights and
-its result; sums and their order come on top."""
+TOLERANCES = {torch.float32: 4e-7, torch.float16: 2.8e-4, torch.bfloat16: 2.2e-3}
+"""Norm of the error relative to the norm of the output. One rounding to nearest is 2.1e-4 in fp16 and 1.7e-3 in bf16;
+attention rounds its weights too, and a residual block what lies between its convolutions."""
+PEAK = 2.4
+"""So many times that may the largest error be, relative to the largest output."""
+GPU_SUMS = 2e-6
+"""Norm of the error of fp32 on a GPU, which sums in another order and has an exp2 of two units in the last place."""
 Inputs = list[Any]
 
 
@@ -41,6 +45,8 @@ class Case:
     reference: Callable[..., Tensor]
     full_precision: frozenset[int] = frozenset()
     """Places of inputs that stay fp32 whatever the dtype under test is."""
+    fp32: float = TOLERANCES[torch.float32]
+    """Tolerance in fp32, where the inputs lose digits of it."""
 
     def check(self, dtype: torch.dtype, device: str) -> None:
         """Run both and compare.
@@ -54,8 +60,10 @@ class Case:
         result = self.launch(*rounded)
         expected = self.reference(*(_cast(value, torch.float64, "cpu") for value in rounded))
         assert result.dtype == rounded[0].dtype and result.shape == expected.shape
-        difference = (result.cpu().double() - expected).abs().max() / expected.abs().max()
-        assert float(difference) <= TOLERANCES[dtype], f"{float(difference):.2e}"
+        limit = max(TOLERANCES[result.dtype], self.fp32, GPU_SUMS if device == "cuda" else 0.0)
+        error = result.cpu().double() - expected
+        norm, peak = float(error.norm() / expected.norm()), float(error.abs().max() / expected.abs().max())
+        assert norm <= limit and peak <= PEAK * limit, f"norm {norm:.2e}, largest {peak:.2e}"
 
 
 def _cast(value: Any, dtype: torch.dtype, device: str) -> Any:
@@ -153,7 +161,8 @@ def group_norm_case(batch: int, rows: int, channels: int, groups: int, silu: boo
         return torch.nn.functional.group_norm(last, groups, weight, bias, eps).transpose(1, 2)
 
     name = f"group norm {batch}x{rows}x{channels}/{groups} mean {mean:g}{' silu' * silu}"
-    return Case(name, inputs, launch_group_norm, reference)
+    # A mean of 50 is known to 2e-6 in fp32, and the deviation is 2: the normed values are known to 1e-6.
+    return Case(name, inputs, launch_group_norm, reference, fp32=1e-6 if mean > 10.0 else Case.fp32)
 
 
 def geglu_case(rows: int, channels: int, gap: int = 0) -> Case:
@@ -197,18 +206,28 @@ def blend_case(shape: tuple[int, ...], alpha: tuple[int, ...]) -> Case:
     return Case(f"blend {shape} by {alpha}", inputs, launch_blend, blend_reference)
 
 
-def solver_case(rows: int, slots: int, lanes: int, shape: tuple[int, ...], per_frame: bool = False) -> Case:
-    """The state is fp32 whatever the networks' outputs are."""
+def solver_case(
+    rows: int, slots: int, lanes: int, shape: tuple[int, ...], per_frame: bool = False, keeps: tuple[int, ...] = ()
+) -> Case:
+    """The state is fp32 whatever the networks' outputs are. The rows ``keeps`` keep a part of a picture."""
 
     def inputs(generator: torch.Generator) -> Inputs:
         weights = randn(generator, rows, lanes, *shape[:1] if per_frame else ())
         numbers = [randn(generator, rows), randn(generator, rows), randn(generator, rows, slots, slots)]
         last = [randn(generator, rows, slots), randn(generator, rows), randn(generator, rows, *shape)]
         state, outputs = randn(generator, rows, slots, *shape), randn(generator, rows, lanes, *shape)
+        if keeps:
+            mask = torch.ones(rows, *(1,) * (len(shape) - 2), *shape[-2:], dtype=torch.float64)
+            kept, level = torch.zeros(rows, 2, *shape).double(), torch.zeros(rows, 2).double()
+            for row in keeps:
+                mask[row] = randn(generator, *shape[-2:], mean=0.5).clamp(0.0, 1.0)
+                kept[row], level[row] = randn(generator, 2, *shape), randn(generator, 2)
+            last += [mask, kept, level]
         return [state, outputs, weights, *numbers, *last]
 
-    name = f"solver step {rows}x{slots}x{lanes} {shape}{' per frame' * per_frame}"
-    return Case(name, inputs, launch_solver_step, solver_step_reference, frozenset({0, 2, 3, 4, 5, 6, 7, 8}))
+    name = f"solver step {rows}x{slots}x{lanes} {shape}{' per frame' * per_frame}{f' keeps {keeps}' if keeps else ''}"
+    full_precision = frozenset({0, 2, 3, 4, 5, 6, 7, 8, 9, 11})
+    return Case(name, inputs, launch_solver_step, solver_step_reference, full_precision)
 
 
 def _clip(rows: Tensor, frames: int) -> Tensor:
@@ -253,5 +272,7 @@ CASES = (
     blend_case((2, 3, 8, 5, 7), (2, 3, 1, 1, 1)),
     solver_case(3, 4, 2, (4, 5, 7)),
     solver_case(2, 1, 3, (3, 4, 6, 5), per_frame=True),
+    solver_case(3, 2, 2, (4, 5, 7), keeps=(0, 2)),
+    solver_case(2, 1, 2, (3, 4, 6, 5), per_frame=True, keeps=(1,)),
 )
 """Small enough that the interpreter takes a second at most for each."""

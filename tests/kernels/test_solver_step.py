@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.solver_step import (
-    guidance_rescale,
-    guidance_rescale_reference,
-    mix_lanes,
-    solver_step,
-    solver_step_reference,
-)
+from kernels.guidance_rescale import guidance_rescale, mix_lanes
+from kernels.solver_step import solver_step, solver_step_reference
 from models.plan import SOLVERS, Guidance, Line, Schedule, make_plan
 
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -41,6 +34,18 @@ def random_arguments(
     shapes: list[tuple[int, ...]] = [(rows, slots, *latent), (rows, lanes, *latent), weights, (rows,), (rows,)]
     shapes += [(rows, slots, slots), (rows, slots), (rows,), (rows, *latent)]
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+def random_keep(
+    rows: int, latent: Sequence[int], dtype: torch.dtype, nothing: Sequence[int] = ()
+) -> tuple[Tensor, ...]:
+    """Mask, picture with noise, and level of inpainting rows; the rows ``nothing`` are of another kind."""
+    generator = torch.Generator().manual_seed(rows)
+    mask = torch.rand(rows, *(1,) * (len(latent) - 2), *latent[-2:], generator=generator).mul(2).sub(0.5).clamp(0, 1)
+    kept, level = torch.randn(rows, 2, *latent, generator=generator), torch.rand(rows, 2, generator=generator)
+    for row in nothing:
+        mask[row], kept[row], level[row] = 1.0, 0.0, 0.0
+    return mask.to(dtype), kept.to(dtype), level.to(dtype)
 
 
 def line_arguments(
@@ -82,12 +87,41 @@ def test_equals_the_reference(
     assert ((same_dtype - in_fp64).abs().max() / in_fp64.abs().max()) < tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("latent", [(4, 8, 8), (5, 4, 5, 3)])  # one is a clip, with one mask for its frames
+def test_inpainting_equals_the_reference(latent: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    arguments, keep = random_arguments(3, 2, 2, latent, dtype), random_keep(3, latent, dtype, nothing=[1])
+    result, plain = solver_step(*arguments, *keep), solver_step(*arguments)
+    in_fp64 = solver_step_reference(*(x.double() for x in (*arguments, *keep)))
+    assert ((result - in_fp64).abs().max() / in_fp64.abs().max()) < tolerance
+    x, y = in_fp64[0, 0], keep[2][0, 0].double() * keep[1][0, 0] + keep[2][0, 1].double() * keep[1][0, 1]
+    mask = keep[0][0].double().expand_as(x)
+    assert (mask == 1.0).any() and (mask == 0.0).any()
+    assert torch.equal(result[0, 0][mask == 1.0], plain[0, 0][mask == 1.0])
+    assert ((x - y)[mask == 0.0].abs() < tolerance).all()
+    assert torch.equal(result[:, 1:], plain[:, 1:])  # the history is not blended
+    assert [torch.equal(a, b) for a, b in zip(result, plain, strict=True)] == [False, True, False]
+
+
+@pytest.mark.parametrize("factor", [1.0, -0.0])
+def test_a_row_that_keeps_nothing_has_its_bits_beside_one_that_keeps(factor: float) -> None:
+    """Signs of zeros too."""
+    arguments, keep = random_arguments(3, 2, 1, (4, 8, 8), torch.float32), random_keep(3, (4, 8, 8), torch.float32)
+    for tensor in (arguments[0], arguments[1], arguments[8]):
+        tensor[1] *= factor
+    nothing = random_keep(3, (4, 8, 8), torch.float32, nothing=[1])
+    without, kept, mixed = (solver_step(*arguments, *last).view(torch.int32) for last in ((), keep, nothing))
+    assert torch.equal(without[1], mixed[1]) and torch.equal(kept[0], mixed[0]) and torch.equal(kept[2], mixed[2])
+    assert not torch.equal(without[1], kept[1])
+
+
 row = st.tuples(
     st.sampled_from(list(SOLVERS)),
     st.integers(0, len(SCHEDULES) - 1),  # not the schedule itself: hypothesis would print its thousand numbers
     st.integers(1, 25),
     st.floats(0, 1),
     st.sampled_from([Guidance(1), Guidance(6), PER_FRAME, Guidance(6, skip_scale=2.5, skip_interval=(0.0, 1.0))]),
+    st.booleans(),
 )
 
 
@@ -95,20 +129,25 @@ row = st.tuples(
 @settings(deadline=None, max_examples=20)
 @given(rows=st.lists(row, min_size=1, max_size=9))
 def test_a_row_has_the_same_bits_in_every_batch(
-    dtype: torch.dtype, rows: list[tuple[str, int, int, float, Guidance]]
+    dtype: torch.dtype, rows: list[tuple[str, int, int, float, Guidance, bool]]
 ) -> None:
-    """Rows of different solvers, step counts and lanes, padded to a common shape, against each of them unpadded."""
+    """Rows of different solvers, step counts and lanes, some of which keep part of a picture, padded to a common shape,
+    against each of them unpadded."""
     lines = []
-    for solver, number, steps, place, guidance in rows:
+    for solver, number, steps, place, guidance, _ in rows:
         schedule = FLOW if solver.startswith("flow") else SCHEDULES[number]
         plan = make_plan(schedule, solver, steps, guidance, eta=0.5 if solver == "ddim" else 0.0)
         lines.append(plan.lines[int(place * (len(plan.lines) - 1))])
     framed = [any(isinstance(lane.weight, tuple) for lane in line.lanes) for line in lines]
     seeds = range(len(lines))
     lanes, slots = max(len(x.lanes) for x in lines), max(len(x.b) for x in lines)
-    together = solver_step(*line_arguments(lines, lanes, slots, seeds, dtype, any(framed)))
+    keeps = [keeps_picture for *_, keeps_picture in rows]
+    keep = random_keep(len(rows), CLIP, dtype, nothing=[seed for seed in seeds if not keeps[seed]])
+    last = keep if any(keeps) else ()
+    together = solver_step(*line_arguments(lines, lanes, slots, seeds, dtype, any(framed)), *last)
     for seed, line in zip(seeds, lines, strict=True):
         alone_arguments = line_arguments([line], len(line.lanes), len(line.b), [seed], dtype, framed[seed])
+        alone_arguments += [x[seed : seed + 1] for x in keep] if keeps[seed] else []
         alone = solver_step(*alone_arguments)[0]
         padded = together[seed, : len(line.b)]
         assert torch.equal(alone.view(INTEGER[dtype]), padded.contiguous().view(INTEGER[dtype]))
@@ -121,7 +160,8 @@ def test_a_row_has_the_same_bits_in_every_batch(
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 7, 8, 16, 33])
 def test_batch_size_changes_no_bit(rows: int) -> None:
-    arguments = random_arguments(33, 2, 2, (4, 16, 16), torch.float32)
+    latent = (4, 16, 16)
+    arguments = random_arguments(33, 2, 2, latent, torch.float32) + random_keep(33, latent, torch.float32)
     alone = torch.cat([solver_step(*(x[i : i + 1] for x in arguments)) for i in range(rows)])
     together = solver_step(*(x[:rows] for x in arguments))
     assert torch.equal(alone.view(torch.int32), together.view(torch.int32))
@@ -149,6 +189,21 @@ def test_wrong_shapes_are_caught() -> None:
         solver_step(*arguments)
 
 
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_what_is_kept_comes_whole(left_out: int) -> None:
+    keep: list[Tensor | None] = list(random_keep(2, (4, 8, 8), torch.float32))
+    keep[left_out] = None
+    with pytest.raises(AssertionError):
+        solver_step(*random_arguments(2, 2, 2, (4, 8, 8), torch.float32), *keep)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 4, 8, 8), (1, 1, 8, 8), (2, 1, 4, 8)])
+def test_a_mask_of_another_shape_is_caught(shape: tuple[int, ...]) -> None:
+    _, *rest = random_keep(2, (4, 8, 8), torch.float32)
+    with pytest.raises(AssertionError):
+        solver_step(*random_arguments(2, 2, 2, (4, 8, 8), torch.float32), torch.ones(shape), *rest)
+
+
 def test_equal_weights_for_all_frames_are_one_weight() -> None:
     arguments = list(random_arguments(3, 2, 2, (5, 4, 3, 3), torch.float32))
     once = solver_step(*arguments)
@@ -165,41 +220,6 @@ def test_weights_of_another_shape_are_caught(shape: tuple[int, ...]) -> None:
     arguments[2] = torch.ones(shape)
     with pytest.raises(AssertionError):
         solver_step(*arguments)
-
-
-def guided_pair(rows: int, dtype: torch.dtype, latent: Sequence[int] = (4, 8, 8)) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    guided, positive = torch.randn(2, rows, *latent, generator=generator, dtype=torch.float64)
-    return (2.5 * guided).to(dtype), positive.to(dtype)
-
-
-@pytest.mark.parametrize("latent", [(4, 8, 8), (3, 4, 5, 2)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_rescale_equals_the_reference_and_the_published_function(
-    dtype: torch.dtype, tolerance: float, latent: tuple[int, ...]
-) -> None:
-    guided, positive = guided_pair(3, dtype, latent)
-    phi = torch.tensor([0.0, 0.7, 1.0], dtype=torch.float64)
-    result = guidance_rescale(guided, positive, phi)
-    reference = guidance_rescale_reference(guided.double(), positive.double(), phi)
-    assert result.dtype == dtype
-    assert (result - reference).abs().max() / reference.abs().max() < tolerance
-    for row, share in enumerate(phi.tolist()):
-        published: Any = rescale_noise_cfg(guided[row : row + 1], positive[row : row + 1], share)
-        assert (result[row] - published[0]).abs().max() / reference.abs().max() < 2 * tolerance
-        other: Any = rescale_noise_cfg(guided[row : row + 1], positive[row : row + 1], share + 0.1)
-        assert (result[row] - other[0]).abs().max() / reference.abs().max() > 1e-2
-    assert float(result[2].std()) == pytest.approx(float(positive[2].std()), rel=1e-5)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 7, 16])
-def test_rescale_gives_a_row_the_same_bits_in_every_batch(rows: int) -> None:
-    guided, positive = guided_pair(16, torch.float32)
-    phi = torch.linspace(0.0, 1.0, 16)
-    alone = torch.cat([guidance_rescale(guided[i : i + 1], positive[i : i + 1], phi[i : i + 1]) for i in range(rows)])
-    together = guidance_rescale(guided[:rows], positive[:rows], phi[:rows])
-    assert torch.equal(alone.view(torch.int32), together.view(torch.int32))
-    assert torch.equal(together[0].view(torch.int32), guided[0].view(torch.int32))  # phi = 0
 
 
 def test_rescale_before_the_step_is_the_step_of_the_rescaled_output() -> None:

@@ -213,6 +213,40 @@ def test_inpainting_keeps_the_picture_outside_the_mask() -> None:
     assert largest(row.state[0][:, :2], picture[:, :2]) > 0.1
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_an_inpainting_row_and_its_neighbours_have_their_bits(rescale: float) -> None:
+    """Rows in fp32 that begin, keep and end differently: alone, and all of them together."""
+    generator = torch.Generator().manual_seed(3)
+    pictures, mask = torch.randn(3, *SHAPE, generator=generator), torch.rand(1, *SHAPE[1:], generator=generator)
+    masks = (mask, None, (mask > 0.5).float())
+
+    def call(x: Tensor, c_noise: Tensor, context: Tensor, _vector: Tensor) -> Tensor:
+        """Row by row: torch's tanh of a batch and of a row can differ in the last bit."""
+        return torch.stack([torch.tanh(one + some.mean().float()) for one, some in zip(x, context, strict=True)])
+
+    def new() -> list[Row]:
+        rows = []
+        for i, (solver, steps, kept) in enumerate(
+            zip(("dpm++2m", "euler", "euler-ancestral"), (4, 6, 5), masks, strict=True)
+        ):
+            plan = make_plan(DISCRETE, solver, steps, Guidance(3.0, rescale=rescale * (i == 2)))
+            rows.append(start(plan, conditions(i), torch.Generator().manual_seed(i), SHAPE, pictures[i], kept))
+        return rows
+
+    def run(rows: list[Row]) -> list[Tensor]:
+        while unfinished := [row for row in rows if not row.finished]:
+            advance({"unet": call}, unfinished)
+        return [row.state[0] for row in rows]
+
+    together = run(new())
+    for row, state in zip(new(), together, strict=True):
+        (alone,) = run([row])
+        assert torch.equal(alone.view(torch.int32), state.view(torch.int32))
+    kept = masks[2] == 0.0  # type: ignore[operator]
+    assert torch.equal(together[2][:, kept[0]], pictures[2][:, kept[0]])
+    assert not torch.equal(together[1][:, kept[0]], pictures[1][:, kept[0]])
+
+
 def test_from_a_picture_begins_at_its_level_and_needs_one() -> None:
     plan = make_plan(DISCRETE, "euler", 6, Guidance(1.0), from_picture=True, strength=0.4)
     picture = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
