@@ -12,9 +12,8 @@ An inpainting row keeps part of a picture z (Lugmayr et al. 2022, equation 8, wi
 
     x'' = m x' + (1 - m) (alpha z + sigma eps)        where the mask m is not 1, and x' itself where it is
 
-Guidance rescale (Lin et al. 2024) is a statistic of the row and not linear, so it comes before the step:
-``mix_lanes`` and ``guidance_rescale`` of ``guidance_rescale.py``, then this with the result as the only lane, of weight
-1.
+Guidance rescale is a statistic of the row and not linear, so ``guidance_rescale.py`` comes before the step, which then
+has its result as the only lane, of weight 1.
 """
 
 from __future__ import annotations
