@@ -42,7 +42,7 @@ def load_encoder(
     """
     network = _blank(cls, folder)
     stored = find_stored(folder, network, encoder_namings(network))
-    state = {name: tensor.to(dtype) for name, tensor in stored.read()}
+    state = {name: tensor.to(dtype) for name, tensor in stored.read(mapped=True)}
     disable_progress_bar()  # a bar for every encoder would fill the worker's log
     encoder = cls.from_pretrained(None, config=network.config, state_dict=state, dtype=dtype)
     cast(Any, encoder).to(device)
@@ -61,7 +61,7 @@ def load_t5_in_8_bits(
     network = _blank(T5EncoderModel, folder)
     stored = find_stored(folder, network, encoder_namings(network))
     make_room_in_8_bits(network)
-    fill(network, stored.read(), dtype, device)
+    fill(network, stored.read(mapped=True), dtype, device)
     network.tie_weights()
     return network.eval().requires_grad_(False)
 

@@ -118,7 +118,7 @@ def _loaded(make: Callable[[], N], folder: Path, dtype: torch.dtype, device: Dev
     with reading(folder / "config.json"), torch.device("meta"):
         network = make()
     stored = find_stored(folder, network, network_namings(network))
-    state = {name: tensor.to(device, dtype) for name, tensor in stored.read()}
+    state = {name: tensor.to(device, dtype) for name, tensor in stored.read(mapped=True)}
     network.load_state_dict(state, assign=True)
     if torch.device(device).type != "cpu":
         channels_last(network)

@@ -38,9 +38,10 @@ class Source:
         return _matrix(stored[::-1] if self.transposed else stored) == _matrix(own)
 
     def take(self, stored: Tensor, own: Shape) -> Tensor:
-        """The parameter from the stored tensor that :meth:`fits`; memory of its own, or all of ``stored``."""
+        """The parameter from the stored tensor that :meth:`fits`: a view of it where that can be, and no view that
+        another third overlaps."""
         if self.third is not None:
-            stored = stored.chunk(3)[self.third].clone()
+            stored = stored.chunk(3)[self.third]
         if self.transposed:
             stored = stored.T.contiguous()
         if self.swapped:

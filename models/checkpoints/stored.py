@@ -56,9 +56,13 @@ class Stored:
         """The dtypes found, as safetensors names them."""
         return {self._entry(source).dtype for source in self.sources.values() if source.name in self._files}
 
-    def read(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Parameters by name, all of them if none are named, in the dtype of the file; a stored tensor that several
-        share is read once.
+    def read(self, names: Iterable[str] | None = None, mapped: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Parameters by name, in the dtype of the file; a stored tensor that several share is read once.
+
+        Args:
+            names: which; None for all of them.
+            mapped: whether those that are stored as the network has them stay in the file, as
+                :meth:`models.checkpoints.tensors.TensorFile.map` says, and are not read.
 
         Raises:
             ValueError: the file cannot be read any more.
@@ -67,9 +71,13 @@ class Stored:
         for name in self.own if names is None else names:
             by_key.setdefault(self.sources[name].name, []).append(name)
         for key, owners in by_key.items():
-            stored = self._files[key].read(key) if key in self._files else torch.eye(*self.own[owners[0]])
+            stored = self._take(key, mapped) if key in self._files else torch.eye(*self.own[owners[0]])
             for name in owners:
                 yield name, self.sources[name].take(stored, self.own[name])
+
+    def _take(self, key: str, mapped: bool) -> Tensor:
+        file = self._files[key]
+        return file.map(key) if mapped else file.read(key)
 
     def _entry(self, source: Source) -> Entry:
         return self._files[source.name].entries[source.name]

@@ -1,7 +1,8 @@
 """Files of tensors, read without trust: safetensors, and archives of `torch.save` that hold nothing but tensors.
 
-Tensors are read into memory of their own, one at a time. Nothing stays mapped: a file that is cut or changed later
-cannot take the process with it, and a network's bytes do not depend on where in a file they lay.
+A tensor is mapped, so that weights of the right dtype are never copied, or read into memory of its own. What is mapped
+is as safe as its file: one that is cut in place ends whoever touches a page behind the cut, and one that is overwritten
+in place shows its new bytes. A file that is replaced by renaming another one over it harms nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,6 +58,15 @@ class TensorFile(ABC):
             ValueError: its bytes cannot be read.
         """
 
+    @abstractmethod
+    def map(self, name: str) -> Tensor:
+        """The tensor of that name on the CPU, as it lies in the file: a page is read when it is first touched, and one
+        that is written to becomes memory of this process. The file is never written to.
+
+        Raises:
+            ValueError: the file is not any more what it was when it was opened.
+        """
+
 
 def open_tensors(path: Path) -> TensorFile:
     """Open a file by its suffix: ``.safetensors``, or ``.ckpt`` for an archive of `torch.save`.
@@ -80,12 +91,24 @@ class _Safetensors(TensorFile):
             super().__init__(path, entries, self._file.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is no safetensors file, or is cut off: {error}") from error
+        self._mapping: Any = None
 
     def read(self, name: str) -> Tensor:
         try:
             tensor: Tensor = self._file.get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
+        return tensor
+
+    def map(self, name: str) -> Tensor:
+        try:
+            if self._mapping is None:
+                self._mapping = safe_open(self.path, framework="pt", backend="mmap")
+            tensor: Tensor = self._mapping.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
+        if tuple(tensor.shape) != self.entries[name].shape or tensor.dtype != FLOATS.get(self.entries[name].dtype):
+            raise ValueError(f"{self.path} was replaced while it was read: {name} is another tensor now")
         return tensor
 
 
@@ -113,7 +136,10 @@ class _Archive(TensorFile):
         super().__init__(path, entries, {})
 
     def read(self, name: str) -> Tensor:
-        return self._tensors[name].detach().clone()
+        return self.map(name).clone()
+
+    def map(self, name: str) -> Tensor:
+        return self._tensors[name].detach()
 
 
 _OPENERS: dict[str, type[_Safetensors] | type[_Archive]] = {".safetensors": _Safetensors, ".ckpt": _Archive}

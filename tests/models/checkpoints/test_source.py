@@ -43,9 +43,10 @@ def test_another_shape_does_not_fit(source: Source, stored: tuple[int, ...], own
     assert not source.fits(stored, own)
 
 
-def test_a_third_does_not_keep_the_whole_alive() -> None:
-    taken = Source("a", third=0).take(STORED, (2, 4))
-    assert taken.untyped_storage().nbytes() == taken.numel() * 4
+def test_thirds_lie_side_by_side_in_what_is_stored_and_are_not_copied() -> None:
+    thirds = [Source("a", third=third).take(STORED, (2, 4)) for third in range(3)]
+    starts = [third.data_ptr() - STORED.data_ptr() for third in thirds]
+    assert starts == [0, 32, 64] and all(third.is_contiguous() for third in thirds)
 
 
 def test_names_inside_a_larger_file() -> None:
