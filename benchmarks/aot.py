@@ -122,8 +122,10 @@ def rendered(rows: Rows) -> str:
         kernel, digest, architecture = key.split()
         tile = " ".join(f"{name} {size}" for name, size in found["tile"].items())
         head = f"{kernel.removesuffix('_kernel')}, {tile}, {found['warps']}/{found['stages']}"
-        facts = f"{found['registers']} r, {found['shared_bytes'] / 1024:.0f} K"
+        facts = f"{found['registers']} r, {found['spilled_bytes']} s, {found['shared_bytes'] / 1024:.0f} K"
+        facts += f", {found['wide_loads']}/{found['narrow_loads']} l"
         facts += f", {found['matrix_instructions']} mm" if found["matrix_instructions"] else ""
+        facts += ", waits" if found["serialised"] else ""
         # A call may launch a kernel twice with the same tile: the two convolutions of a residual block.
         alike = cells.setdefault((head, found["for"]), [])
         if all(architecture in line for line in alike):
