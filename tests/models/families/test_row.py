@@ -214,10 +214,12 @@ def test_inpainting_keeps_the_picture_outside_the_mask() -> None:
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_an_inpainting_row_and_its_neighbours_have_their_bits(rescale: float) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_inpainting_row_and_its_neighbours_have_their_bits(device: str, rescale: float) -> None:
     """Rows in fp32 that begin, keep and end differently: alone, and all of them together."""
     generator = torch.Generator().manual_seed(3)
     pictures, mask = torch.randn(3, *SHAPE, generator=generator), torch.rand(1, *SHAPE[1:], generator=generator)
+    pictures, mask = pictures.to(device), mask.to(device)
     masks = (mask, None, (mask > 0.5).float())
 
     def call(x: Tensor, c_noise: Tensor, context: Tensor, _vector: Tensor) -> Tensor:
@@ -230,7 +232,8 @@ def test_an_inpainting_row_and_its_neighbours_have_their_bits(rescale: float) ->
             zip(("dpm++2m", "euler", "euler-ancestral"), (4, 6, 5), masks, strict=True)
         ):
             plan = make_plan(DISCRETE, solver, steps, Guidance(3.0, rescale=rescale * (i == 2)))
-            rows.append(start(plan, conditions(i), torch.Generator().manual_seed(i), SHAPE, pictures[i], kept))
+            own = {name: condition.to(torch.device(device)) for name, condition in conditions(i).items()}
+            rows.append(start(plan, own, torch.Generator().manual_seed(i), SHAPE, pictures[i], kept))
         return rows
 
     def run(rows: list[Row]) -> list[Tensor]:
