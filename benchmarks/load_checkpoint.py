@@ -8,6 +8,7 @@ and reads every weight once behind it, since what is mapped has not been read ye
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def write_synthetic(system: System, folder: Path) -> int:
             stored = (3 * shape[0], *shape[1:]) if source.third is not None else shape
             tensors[source.name] = torch.zeros(stored[::-1] if source.transposed else stored, dtype=torch.float16)
     save_file(tensors, folder / FILE)
+    with (folder / FILE).open("rb") as file:
+        os.fsync(file.fileno())  # the disk is not to be busy with it while it is loaded
     return (folder / FILE).stat().st_size
 
 

@@ -95,6 +95,12 @@ LAYOUTS = (
         {"unet": (UNET,), "vae": (VAE,), "text_encoder_2": ("conditioner.embedders.0.model.",)},
     ),
     Layout(
+        "x4-upscaler",
+        f"{UNET}label_emb.weight",
+        {"unet": (UNET,), "vae": (VAE,), "text_encoder": ("cond_stage_model.model.",)},
+        (r"cond_stage_model\.model\.text_projection", r"low_scale_model\..*"),
+    ),
+    Layout(
         "sd2",
         "cond_stage_model.model.positional_embedding",
         {"unet": (UNET,), "vae": (VAE,), "text_encoder": ("cond_stage_model.model.",)},

@@ -27,6 +27,13 @@ class System:
     """Folders of tokenizers, which no single file holds."""
 
 
+_OF_SOME = {
+    "feature_extractor": "feature_extractor/preprocessor_config.json",
+    "low_res_scheduler": "low_res_scheduler/scheduler_config.json",
+}
+"""Files that not all systems have."""
+
+
 @cache
 def systems() -> Mapping[str, System]:
     """All known, by name; those that have the same shapes stand behind the most common one."""
@@ -40,6 +47,7 @@ def _read(name: str, content: dict[str, Any]) -> System:
     files = {f"{part}/config.json": config for part, config in parts.items()}
     files["model_index.json"] = content["model_index"]
     files["scheduler/scheduler_config.json"] = content["scheduler"]
-    if "feature_extractor" in content:
-        files["feature_extractor/preprocessor_config.json"] = content["feature_extractor"]
+    for kind, path in _OF_SOME.items():
+        if kind in content:
+            files[path] = content[kind]
     return System(name, content["layout"], content["licence"], files, parts, tuple(content["tokenizers"]))

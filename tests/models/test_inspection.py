@@ -30,6 +30,9 @@ class Listed(TensorFile):
     def read(self, name: str) -> Tensor:
         raise AssertionError("headers are enough")
 
+    def map(self, name: str) -> Tensor:
+        raise AssertionError("headers are enough")
+
 
 @pytest.fixture
 def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Tensor]], Path]:

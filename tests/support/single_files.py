@@ -20,6 +20,7 @@ LAYOUT = {layout.name: layout for layout in LAYOUTS}
 PARTS = {
     "sd1": ("unet", "vae", "text_encoder"),
     "sd2": ("unet", "vae", "text_encoder"),
+    "x4-upscaler": ("unet", "vae", "text_encoder"),
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
     "sdxl-refiner": ("unet", "vae", "text_encoder_2"),
     "svd": ("unet", "vae", "image_encoder"),

@@ -22,10 +22,11 @@ from tests.support.single_files import LAYOUT, key_list, shapes_of
 UNETS = {
     "unet-sd1": "stable-diffusion-1.5",
     "unet-sd2": "stable-diffusion-2.1",
+    "unet-x4-upscaler": "stable-diffusion-x4-upscaler",
     "unet-sdxl": "sdxl",
     "unet-sdxl-refiner": "sdxl-refiner",
 }
-VAES = {"vae-kl": "sdxl", "vae-sd3": "sd3-medium"}
+VAES = {"vae-kl": "sdxl", "vae-x4-upscaler": "stable-diffusion-x4-upscaler", "vae-sd3": "sd3-medium"}
 
 
 def published(cls: type[nn.Module], config: dict[str, Any]) -> nn.Module:

@@ -11,12 +11,17 @@ from tests.support.single_files import LAYOUT, key_list
 ENCODERS = {
     "sd1": {"text_encoder": "clip-l"},
     "sd2": {"text_encoder": "open-clip-h"},
+    "x4-upscaler": {"text_encoder": "open-clip-h"},
     "sdxl": {"text_encoder": "clip-l", "text_encoder_2": "open-clip-bigg"},
     "sdxl-refiner": {"text_encoder_2": "open-clip-bigg"},
     "svd": {"image_encoder": "open-clip-h-vision"},
     "sd3": {"text_encoder": "clip-l", "text_encoder_2": "clip-bigg", "text_encoder_3": "t5-xxl"},
 }
-OTHERS = {"svd": {**key_list("unet-svd", UNET), **key_list("vae-svd")}, "sd3": key_list("mmdit-sd3-medium", UNET)}
+OTHERS = {
+    "svd": {**key_list("unet-svd", UNET), **key_list("vae-svd")},
+    "sd3": key_list("mmdit-sd3-medium", UNET),
+    "x4-upscaler": {**key_list("unet-x4-upscaler", UNET), **key_list("vae-x4-upscaler", VAE)},
+}
 
 
 def published_keys(layout: str) -> list[str]:
@@ -53,6 +58,8 @@ def test_every_system_has_a_layout_and_every_layout_but_the_last_a_system() -> N
         ("sd1", "model.diffusion_model.betas", False),
         ("sd2", "cond_stage_model.model.text_projection", True),
         ("sdxl", "conditioner.embedders.1.model.text_projection", False),
+        ("x4-upscaler", "low_scale_model.sqrt_alphas_cumprod", True),
+        ("sd2", "low_scale_model.sqrt_alphas_cumprod", False),
         ("svd", "conditioner.embedders.0.open_clip.model.ln_final.weight", True),
         ("svd", "conditioner.embedders.0.open_clip.model.visual.ln_pre.weight", False),
         ("svd", "first_stage_model.encoder.conv_in.weight", True),

@@ -25,12 +25,13 @@ from models.encoders import load_encoder
 from models.spec.config import read_json
 from models.weights import load_mmdit, load_temporal_vae, load_unet, load_vae
 from tests.support.single_files import PARTS, write_single_file
-from tests.support.tiny_towers import write_tiny_refiner, write_tiny_sd, write_tiny_sd3, write_tiny_svd
+from tests.support.tiny_towers import write_tiny_refiner, write_tiny_sd, write_tiny_sd3, write_tiny_svd, write_tiny_upscaler
 from tests.support.tiny_xl import write_tiny_xl
 
 FOLDERS: dict[str, Callable[[Path], None]] = {
     "sd1": write_tiny_sd,
     "sd2": lambda folder: write_tiny_sd(folder, 2),
+    "x4-upscaler": write_tiny_upscaler,
     "sdxl": write_tiny_xl,
     "sdxl-refiner": write_tiny_refiner,
     "svd": write_tiny_svd,

@@ -19,6 +19,7 @@ KL = 83_653_863
 PARAMETERS = {
     "stable-diffusion-1.5": {"unet": 859_520_964, "vae": KL, "text_encoder": CLIP_L},
     "stable-diffusion-2.1": {"unet": 865_910_724, "vae": KL, "text_encoder": 340_387_840},
+    "stable-diffusion-x4-upscaler": {"unet": 473_398_020, "text_encoder": 340_387_840},
     "sdxl": {"unet": 2_567_463_684, "vae": KL, "text_encoder": CLIP_L, "text_encoder_2": BIGG},
     "sdxl-inpainting": {"unet": 2_567_478_084, "vae": KL, "text_encoder": CLIP_L, "text_encoder_2": BIGG},
     "sdxl-refiner": {"unet": 2_259_526_660, "vae": KL, "text_encoder_2": BIGG},
