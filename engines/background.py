@@ -18,6 +18,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 NICENESS = 10
+END_S = 1.0
+"""For a process to end by itself after it has told its result: an engine that hangs in it would keep it for ever."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Background(Generic[T]):
             except EOFError:
                 self._process.join()
                 return Done(None, _death(self._process.exitcode), seconds, 0)
-            self._process.join()
+            self._process.join(END_S)
+            self.stop()
             return Done(value, fault, seconds, peak)
         if self._limit_s and seconds > self._limit_s:
             self.stop()

@@ -6,6 +6,7 @@
     <root>/<digest>.partial/    a build under way, or one that was killed
     <root>/<digest>.lock        locked while it is built or removed
     <root>/<digest>.kernels     what a session of it compiled when it was loaded
+    <root>/<digest>.refused     why it is not to be taken, where it is not (engines/refused.py)
     <root>/*.timing             what builds measured
 
 An entry appears by one rename of a folder that is already on disk, so it is there whole or not at all.

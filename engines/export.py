@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import Dim
 
 from engines.call import examples
-from engines.precision import OPSET, TORCH_DTYPE, Precision, keep_in_fp32
+from engines.precision import EXTERNAL_BYTES, OPSET, TORCH_DTYPE, Precision, keep_in_fp32
 from engines.signature import Axis, Port, Signature
 from engines.verify import check_graph, expected_outputs
 from engines.wrappers import AsGraph
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 ONNX_FILE = "network.onnx"
-EXTERNAL_BYTES = 2**30
-"""Weights of more go to a file beside the graph: the format ends at 2 GiB."""
 COLLECT_EVERY = 1_000_000
 """Objects between two runs of the garbage collector while a network is traced. Its graph is of as many small objects,
 all of them alive to the end; at the usual 700, going through them again and again takes a sixth of the time."""

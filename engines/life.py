@@ -8,9 +8,8 @@ numerics.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,16 +18,21 @@ import torch
 from numpy.typing import NDArray
 
 from engines.background import Done
-from engines.call import Output, Session, examples, outputs_of
+from engines.call import Output, Session, outputs_of
 from engines.maker import Maker
-from engines.precision import TOLERANCE
-from engines.verdict import Network, Recorder, Remembered, Sample, Verdict, judge
+from engines.refused import Refusal, Watch
+from engines.verdict import Network, Recorder, Sample, Verdict
 
 logger = logging.getLogger(__name__)
 
-State = Literal["building", "engine", "rejected", "dropped"]
-"""``building``: the engine is not there yet; ``rejected``: it was not built or not accepted; ``dropped``: it failed in
-service. Torch serves in all but ``engine``."""
+State = Literal["building", "engine", "slower", "rejected", "dropped"]
+"""``building``: the engine is not there yet; ``slower``: it is right, and torch is faster; ``rejected``: it was not
+built or not accepted, or did not answer when it was last used; ``dropped``: it failed in service. Torch serves in all
+but ``engine``."""
+SCALES_FROM = 32
+"""Calls whose inputs are kept for the scales of 8 bits."""
+HUNG_S = 45.0
+"""For one call in service. A watchdog allows a minute at least."""
 Samples = Mapping[str, list[tuple[NDArray[np.generic], ...]]]
 """Inputs that occurred, by the network's name; none for one that was not called yet."""
 
@@ -47,6 +51,13 @@ class Built:
     """Why not."""
     verdict: Verdict | None = None
     """The comparison with torch on inputs that occurred; None where none was made."""
+    slower: bool = False
+    """Whether time is all that is against it."""
+
+    @classmethod
+    def refused(cls, refusal: Refusal, verdict: Verdict | None = None) -> Built:
+        """That of an engine that lies in the cache and is not to be taken."""
+        return cls(None, refusal.reason, verdict, refusal.state == "slower")
 
 
 class Build(Protocol):
@@ -71,19 +82,25 @@ class EngineLife:
 
     def __init__(
         self, built: Mapping[str, Built], missing: Sequence[str] = (), begin: Begin | None = None,
-        awaited: Sequence[str] = (), excused: Callable[[Exception], bool] = blames_the_call, maker: Maker | None = None,
+        awaited: Mapping[str, int] | None = None, excused: Callable[[Exception], bool] = blames_the_call,
+        maker: Maker | None = None, hung_s: float = HUNG_S,
     ) -> None:  # fmt: skip
         """
         Args:
             built: networks whose engine is there, or is known not to come.
             missing: networks whose engine is to be built.
             begin: builds them; None: they stay on torch.
-            awaited: those of ``missing`` that must have been called before, so that there are inputs to judge on.
+            awaited: how often some of ``missing`` must have been called before, so that there are inputs to judge on.
             excused: tells errors that say nothing against an engine that raises them.
             maker: what the engines are of; None: there are none.
+            hung_s: how long a call of an engine may take; one that takes longer, and does not come back before its
+                process ends, is the last of this engine.
         """
         self.maker = maker
-        self._begin, self._awaited, self._excused = begin, tuple(awaited), excused
+        self._begin, self._awaited, self._excused = begin, dict(awaited or {}), excused
+        networks = {} if maker is None or not missing else maker.networks()
+        self._eight = {name for name in missing if name in networks and networks[name].eight is not None}
+        self._watch = Watch(hung_s)
         self._recorders: dict[str, list[Recorder]] = {}
         self._build: Build | None = None
         self._paths: dict[str, Path] = {}
@@ -105,7 +122,7 @@ class EngineLife:
     def waits(self) -> bool:
         """Whether a build could begin now: there is something to build, and inputs to judge it on."""
         pending = "building" in self.states.values() and self._build is None
-        return pending and all(self._samples(name) for name in self._awaited)
+        return pending and all(self._calls(name) >= count for name, count in self._awaited.items())
 
     @property
     def builds(self) -> bool:
@@ -116,27 +133,32 @@ class EngineLife:
         """A network on torch, whose inputs are kept as long as they are of use to judge its engine on."""
         if self.states.get(name) != "building" or self._build is not None:
             return network
-        recorder = Recorder(network)
+        recorder = Recorder(network, SCALES_FROM, spread=True) if name in self._eight else Recorder(network)
         self._recorders.setdefault(name, []).append(recorder)
         return recorder
 
     def guarded(self, name: str, engine: Network) -> Network:
         """An engine in service, which is dropped at the first sign that it does not do its work: an error that its
-        caller is not to blame for, or an output that holds no numbers.
+        caller is not to blame for, or an output that holds no numbers. One that does not answer is marked, so that the
+        process that follows this one does not take it.
 
         Raises:
             EngineFailed: by the call.
         """
 
+        entry = self._paths[name].parent
+
         def call(*inputs: torch.Tensor) -> Output:
             try:
-                result = engine(*inputs)
+                with self._watch.call(entry):
+                    result = engine(*inputs)
+                    sound = all(bool(output.isfinite().all()) for output in outputs_of(result))  # waits for the device
             except Exception as error:
                 if self._excused(error):
                     raise
                 self._fall(name, "dropped", f"{type(error).__name__}: {error}")
                 raise EngineFailed(f"the engine of {name} failed: {error}") from error
-            if not all(bool(output.isfinite().all()) for output in outputs_of(result)):
+            if not sound:
                 self._fall(name, "dropped", "its output holds what is no number")
                 raise EngineFailed(f"the output of the engine of {name} holds what is no number")
             return result
@@ -155,6 +177,10 @@ class EngineLife:
             self._fall(name, "dropped", f"{type(error).__name__}: {error}")
             raise EngineFailed(f"the engine of {name} cannot be loaded: {error}") from error
 
+    def calibrates(self, name: str) -> bool:
+        """Whether calls of a network on torch are kept for the scales of 8 bits; replays of a CUDA graph are none."""
+        return name in self._eight and self.states.get(name) == "building"
+
     def begin(self) -> None:
         """Begin the build, if it can begin now."""
         if not self.waits or self._begin is None:
@@ -171,15 +197,19 @@ class EngineLife:
         if self._build is None or (done := self._build.poll()) is None:
             return False
         self._build, self.build_s = None, done.seconds
-        before = len(self._paths)
+        before, calibrated = len(self._paths), any(map(self.calibrates, self.states))
         for name in [name for name, state in self.states.items() if state == "building"]:
             self._take(name, Built(None, done.fault) if done.value is None else done.value[name])
-        return len(self._paths) > before
+        return calibrated or len(self._paths) > before
 
     def stop(self) -> None:
         """End a build that is under way."""
+        self._watch.stop()
         if self._build is not None:
             self._build.stop()
+
+    def _calls(self, name: str) -> int:
+        return sum(recorder.calls for recorder in self._recorders.get(name, []))
 
     def _samples(self, name: str) -> list[Sample]:
         """Inputs that occurred; of a variant that was not called, those of its network."""
@@ -191,7 +221,7 @@ class EngineLife:
         if built.verdict is not None:
             self.verdicts[name] = built.verdict
         if built.path is None:
-            self._fall(name, "rejected", built.fault)
+            self._fall(name, "slower" if built.slower else "rejected", built.fault)
             return
         self.states[name], self._paths[name] = "engine", built.path
         logger.info("an engine is in service", extra={"network": name, "path": str(built.path)})
@@ -200,65 +230,6 @@ class EngineLife:
         self._paths.pop(name, None)
         self.states[name], self.reasons[name] = state, reason
         logger.warning("a network has no engine", extra={"network": name, "state": state, "reason": reason})
-
-
-def build_and_judge(maker: Maker, names: Sequence[str], samples: Samples, limit_s: float) -> dict[str, Built]:
-    """Work for :class:`engines.background.Background`: build the engines of these networks, and compare each with torch
-    in fp32, to the tolerance of its precision, on inputs that occurred. What is not accepted leaves the cache.
-
-    Args:
-        maker: of the engines.
-        names: the networks'.
-        samples: inputs that occurred. For a network without any, an engine of fixed shapes is compared on random
-            inputs, and one of free shapes has only its export's own comparison.
-        limit_s: how long an engine may take for one of them.
-
-    Raises:
-        ValueError: the model has no such network, or a file is missing.
-    """
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # the reference is exact
-    if maker.device != "cpu":
-        torch.cuda.set_device(maker.device)
-    networks = maker.networks()
-    if unknown := [name for name in names if name not in networks]:
-        raise ValueError(f"network {unknown[0]!r} is none of {maker.folder.name}, which has {', '.join(networks)}")
-
-    def one(name: str) -> Built:
-        given = [tuple(torch.from_numpy(array) for array in sample) for sample in samples.get(name, ())]
-        try:
-            path = maker.build(name, given)
-        except RuntimeError as error:
-            return Built(None, str(error))
-        verdict = _verdict(maker, name, path, given, limit_s)
-        if verdict is None or verdict.accepted:
-            return Built(path, verdict=verdict)
-        maker.discard(name, path)
-        return Built(None, verdict.reason, verdict)
-
-    return {name: one(name) for name in names}
-
-
-def _verdict(maker: Maker, name: str, path: Path, samples: Sequence[Sample], limit_s: float) -> Verdict | None:
-    """The comparison with torch; None where there is nothing to compare on."""
-    network, buckets = maker.networks()[name], maker.buckets(path)
-    if buckets is not None:
-        lanes = [buckets.lanes_of([tensor.shape for tensor in sample]) for sample in samples]
-        samples = [tuple(t[:count] for t in sample) for sample, count in zip(samples, lanes, strict=True) if count]
-        samples = samples or [examples(network.signature, sizes) for sizes in buckets.sizes]
-    if not samples:
-        return None
-    samples = [tuple(tensor.to(maker.device) for tensor in sample) for sample in samples]
-    # Torch's weights are gone before the engine's come: a GPU that serves may not have room for both.
-    reference = Remembered(network.load().to(maker.device), samples)
-    torch.cuda.empty_cache()
-    try:
-        engine = maker.open(path)
-    except Exception as error:  # whatever the library raises
-        return Verdict(False, f"{type(error).__name__}: {error}", math.nan, 0.0, 0.0)
-    tolerance = TOLERANCE[network.precision(maker.precision)]
-    found = judge(engine, reference, samples, tolerance, limit_s, maker.rows_are_their_own)
-    return replace(found, torch_s=reference.seconds)
 
 
 def _plain(tensor: torch.Tensor) -> NDArray[np.generic]:

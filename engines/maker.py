@@ -13,7 +13,7 @@ from engines.cache import EngineCache
 from engines.call import Session
 from engines.networks import Network, networks_of
 from engines.precision import Precision
-from engines.prepare import build_graph, find_graph, graph_key
+from engines.prepare import build_served, find_graph, served_key
 from engines.session import OnnxSession, graph_numerics
 from engines.verdict import Sample
 
@@ -38,6 +38,10 @@ class Maker(Protocol):
         """What is asked for; a network may have one of its own."""
 
     @property
+    def threads(self) -> int:
+        """That one operation may use on the processor."""
+
+    @property
     def rows_are_their_own(self) -> bool:
         """Whether a row has the same bytes in every batch."""
 
@@ -52,7 +56,8 @@ class Maker(Protocol):
         """The file of the engine that the cache holds."""
 
     def build(self, name: str, samples: Sequence[Sample]) -> Path:
-        """The file of an engine for calls such as these, made if the cache lacks it.
+        """The file of an engine for calls such as these, made if the cache lacks it; in 8 bits by their scales, where
+        the network's card asks for that.
 
         Raises:
             RuntimeError: it cannot be built.
@@ -93,13 +98,13 @@ class OnnxMaker:
         """The graph that the cache holds."""
         return find_graph(self.networks()[name], self.cache)
 
-    def build(self, name: str, samples: Sequence[Sample]) -> Path:  # noqa: ARG002 (a graph takes calls of every shape)
-        """The graph, exported if the cache lacks it; errors as :func:`engines.prepare.prepare`."""
-        return build_graph(self.networks()[name], self.cache)
+    def build(self, name: str, samples: Sequence[Sample]) -> Path:
+        """The graph, exported if the cache lacks it; errors as :func:`engines.prepare.build_served`."""
+        return build_served(self.networks()[name], self.cache, samples=samples)
 
     def discard(self, name: str, path: Path) -> None:  # noqa: ARG002 (there is one a network)
         """Take the graph out of the cache."""
-        self.cache.discard(graph_key(self.networks()[name]))
+        self.cache.discard(served_key(self.networks()[name]))
 
     def open(self, path: Path) -> Session:
         """Load and optimise it."""

@@ -7,7 +7,7 @@ loaded: a start with a warm cache needs none of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from engines.wrappers import ClipTextNetwork, ClipVisionNetwork, T5Network, VAEE
 from models.guidance import SKIP_LAYERS
 from models.spec.config import read_json
 from models.spec.mmdit import PATCH, MMDiTSpec, read_mmdit_spec
-from models.spec.model import ONE_TOWER, ModelSpec
+from models.spec.model import ONE_TOWER, Eight, ModelSpec
 from models.spec.unet import UNetSpec, read_unet_spec
 from models.spec.vae import (
     AutoencoderSpec,
@@ -53,6 +53,8 @@ class Network:
     """Reads the weights, in fp32 and evaluation mode."""
     overflows_in_fp16: bool = False
     """Whether activations exceed the range of fp16."""
+    eight: Eight | None = None
+    """What the model's card asks its engine to multiply in."""
 
     @property
     def is_tower(self) -> bool:
@@ -72,7 +74,10 @@ def networks_of(folder: Path) -> dict[str, Network]:
     """
     spec = ModelSpec.read(folder)
     found = [*_denoisers(folder, spec), *_autoencoders(folder, spec), *_towers(folder, spec)]
-    return {network.name: network for network in found}
+    eight = {"vae/decoder" if part == "vae" else part: kind for part, kind in spec.eight_bits.items()}
+    # Variants of the denoiser are the same weights, and are as it is.
+    parts = {network.name: network.name if "vae" in network.name else network.folder.name for network in found}
+    return {network.name: replace(network, eight=eight.get(parts[network.name])) for network in found}
 
 
 def _denoisers(folder: Path, spec: ModelSpec) -> Iterator[Network]:

@@ -35,8 +35,9 @@ class OpenVinoMaker:
     rows_are_their_own: bool = True
 
     def networks(self) -> Mapping[str, Network]:
-        """Denoisers and autoencoders; towers run on torch."""
-        return {name: network for name, network in networks_of(self.folder).items() if not network.is_tower}
+        """Denoisers and autoencoders, in fp32 whatever the card asks for; towers run on torch."""
+        named = networks_of(self.folder).items()
+        return {name: replace(network, eight=None) for name, network in named if not network.is_tower}
 
     def find(self, name: str) -> Path | None:
         """The compiled network that the cache holds; errors as :func:`openvino_key`."""

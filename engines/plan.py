@@ -48,12 +48,17 @@ class PlanOptions:
     """Whether a session may keep part of the weights in host memory."""
     refittable: bool = False
     """Whether the weights can be exchanged; such a plan can only be built on a machine with a GPU."""
+    memory_bytes: int = 8 * 2**30
+    """What the build may use of the GPU to try out tactics, and a layer of the plan as its workspace. A build goes on
+    beside a worker that serves, and without a limit would take all that is free."""
 
     def __post_init__(self) -> None:
         if self.flavour not in MODULES:
             raise ValueError(f"flavour={self.flavour!r}, expected one of {', '.join(MODULES)}")
         if not 1 <= len(self.buckets) <= MAX_BUCKETS:
             raise ValueError(f"buckets holds {len(self.buckets)} sizes, expected 1 to {MAX_BUCKETS}")
+        if self.memory_bytes <= 0:
+            raise ValueError(f"memory_bytes={self.memory_bytes}, expected a positive number")
         if self.architectures and self.flavour != "tensorrt-rtx":
             raise ValueError("architectures are given, but mainline tensorrt builds for the GPU of its machine alone")
 
@@ -181,6 +186,8 @@ def collected(trt: ModuleType) -> Iterator[BuildLog]:
 def _configured(trt: ModuleType, builder: Any, signature: Signature, options: PlanOptions) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # a graph that says fp32 means it
+    for pool in (trt.MemoryPoolType.WORKSPACE, trt.MemoryPoolType.TACTIC_DRAM):
+        config.set_memory_pool_limit(pool, options.memory_bytes)
     for sizes in options.buckets:
         if missing := set(signature.symbols) ^ set(sizes):
             raise ValueError(f"bucket {dict(sizes)} and the graph differ in {sorted(missing)}")

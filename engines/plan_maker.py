@@ -37,6 +37,7 @@ class PlanMaker:
     architectures: tuple[str, ...] = ()
     """What tensorrt-rtx builds for."""
     rows_are_their_own: bool = False
+    threads: int = 1
 
     def networks(self) -> Mapping[str, Network]:
         """The denoiser with its variants and the decoder, in which a row spends its time."""
@@ -53,7 +54,7 @@ class PlanMaker:
         network = self.networks()[name]
         calls = [[tensor.shape for tensor in sample] for sample in samples]
         sizes = chosen(network.signature, calls, self._lanes(network)) if calls else self._native(network)
-        return build_network_plan(network, self.cache, self.precision, self._options(sizes))
+        return build_network_plan(network, self.cache, self.precision, self._options(sizes), samples)
 
     def discard(self, name: str, path: Path) -> None:
         """Take a plan out of the cache."""

@@ -23,6 +23,8 @@ group normalisation that TensorRT runs as one layer; ONNX Runtime on a CPU has n
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest accepted difference to torch in fp32, relative to the largest output. Sound exports of small networks are
 near 1e-6, 2e-3 and 4e-2."""
+EXTERNAL_BYTES = 2**30
+"""Weights of more go to a file beside the graph: the format ends at 2 GiB."""
 ISLANDS = frozenset({"InstanceNormalization", "ReduceMean", "Softmax"})
 """Operators that are put in fp32. LayerNormalization and GroupNormalization take their statistics in it by themselves
 (``stash_type``)."""
@@ -64,8 +66,16 @@ def widened(path: Path, to: Path) -> Path:
             value.dtype = ir.DataType.FLOAT
             if value.const_value is not None:
                 value.const_value = _to_fp32(value.const_value)
-    ir.save(model, to)
+    save_graph(model, to)
     return to
+
+
+def save_graph(model: ir.Model, path: Path, external_bytes: int = EXTERNAL_BYTES) -> None:
+    """Write a graph, its weights beside it as ``<name>.data`` where they are more bytes than ``external_bytes``."""
+    import onnx_ir as ir
+
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > external_bytes else None)
 
 
 def _cast(value: ir.Value, to: ir.DataType) -> ir.Node:

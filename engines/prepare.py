@@ -13,7 +13,9 @@ from engines.export import ONNX_FILE, export
 from engines.networks import Network, networks_of
 from engines.plan import PLAN_FILE, PlanOptions, build_plan, load_tensorrt
 from engines.precision import OPSET, Precision
+from engines.quantise import calibrate, quantise
 from engines.session import OnnxSession
+from engines.verdict import Sample
 from models.weights import weight_files
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 _SOURCE = Path(__file__).resolve().parent.parent
 _WITHOUT_GRAPHS = (
     "background.py", "buckets.py", "cache.py", "life.py", "maker.py", "openvino_maker.py", "openvino_session.py",
-    "plan.py", "plan_maker.py", "plan_session.py", "prepare.py",
+    "plan.py", "plan_maker.py", "plan_session.py", "prepare.py", "quality.py", "refused.py", "trial.py",
 )  # fmt: skip
 _CODE = tuple(
     path.relative_to(_SOURCE).as_posix()
@@ -98,13 +100,13 @@ def find(model_folder: Path, cache: EngineCache) -> dict[str, Path]:
     return {name: graph for name, graph in found.items() if graph is not None}
 
 
-def find_graph(network: Network, cache: EngineCache) -> Path | None:
-    """The ONNX file of one network in fp32, if the cache holds it.
+def find_graph(network: Network, cache: EngineCache, precision: Precision = "fp32") -> Path | None:
+    """The ONNX file of one network, in 8 bits where its card asks for them, if the cache holds it.
 
     Raises:
         ValueError: a file of the network is missing.
     """
-    entry = cache.find(graph_key(network))
+    entry = cache.find(served_key(network, precision))
     return None if entry is None else entry / ONNX_FILE
 
 
@@ -121,16 +123,48 @@ def build_graph(network: Network, cache: EngineCache, precision: Precision = "fp
     return cache.get_or_build(graph_key(network, precision), export_into) / ONNX_FILE
 
 
-def build_network_plan(network: Network, cache: EngineCache, precision: Precision, options: PlanOptions) -> Path:
-    """The TensorRT plan of one network, built from its graph if the cache lacks it.
+def build_served(
+    network: Network, cache: EngineCache, precision: Precision = "fp32", samples: Sequence[Sample] = ()
+) -> Path:
+    """As :func:`build_graph`, in 8 bits where the network's card asks for them.
+
+    Args:
+        network: to be built.
+        cache: holds its graph, or gets it.
+        precision: of what is not in 8 bits.
+        samples: inputs that occurred, CPU tensors, for the scales of 8 bits. A graph that is there keeps its scales.
+
+    Raises:
+        ValueError: as :func:`prepare`.
+        RuntimeError: as there, or there are no samples, and 8 bits need them.
+    """
+    kind = network.eight
+    if kind is None:
+        return build_graph(network, cache, precision)
+
+    def quantise_into(folder: Path) -> None:
+        if not samples:
+            raise RuntimeError(f"{network.name} in {kind} needs inputs that occurred, for its scales")
+        graph = build_graph(network, cache, precision)
+        logger.info("quantising a network", extra={"network": network.name, "kind": kind})
+        quantise(graph, folder, calibrate(graph, samples), kind)
+
+    return cache.get_or_build(served_key(network, precision), quantise_into) / ONNX_FILE
+
+
+def build_network_plan(
+    network: Network, cache: EngineCache, precision: Precision, options: PlanOptions, samples: Sequence[Sample] = ()
+) -> Path:
+    """The TensorRT plan of one network, built from its graph if the cache lacks it; ``samples`` as for
+    :func:`build_served`.
 
     Raises:
         ValueError: as :func:`prepare`, or as :func:`engines.plan.build_plan`.
-        RuntimeError: TensorRT cannot build it.
+        RuntimeError: TensorRT cannot build it, or as :func:`build_served`.
     """
 
     def build_into(folder: Path) -> None:
-        graph = build_graph(network, cache, precision)
+        graph = build_served(network, cache, precision, samples)
         logger.info("building a plan", extra={"network": network.name, "flavour": options.flavour})
         build_plan(graph, options, folder, cache.beside(_timing_file(options)))
 
@@ -166,13 +200,20 @@ def graph_key(network: Network, precision: Precision = "fp32") -> EngineKey:
     )
 
 
+def served_key(network: Network, precision: Precision = "fp32") -> EngineKey:
+    """What the graph depends on that serves, but for the inputs that scales of 8 bits came from: a graph with others
+    does the same work. Errors as :func:`graph_key`."""
+    key = graph_key(network, precision)
+    return key if network.eight is None else replace(key, precision=f"{network.eight} in {key.precision}")
+
+
 def plan_key(network: Network, precision: Precision, options: PlanOptions) -> EngineKey:
     """What a plan depends on: its graph and what TensorRT was asked for; mainline's also on the GPU of this machine.
 
     Raises:
         ValueError: a file of the network is missing, or this flavour of TensorRT is not installed.
     """
-    key = graph_key(network, precision)
+    key = served_key(network, precision)
     flags = [name for name in ("weight_streaming", "refittable") if getattr(options, name)]
     sizes = ("+".join(f"{name}{size}" for name, size in sorted(bucket.items())) for bucket in options.buckets)
     return replace(

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from engines.cache import EngineCache
 from engines.networks import networks_of
 from engines.prepare import build_graph
-from engines.quantise import Eight, calibrate, quantise
+from engines.quantise import calibrate, quantise
 from engines.session import OnnxSession
-from engines.verdict import Network, Recorder
+from engines.verdict import Network, Recorder, Sample
 from models.families import text_to_image
 from models.families.row import Denoiser
 from models.families.text_to_image import Decoder, TextToImageModel
-from models.spec.model import ModelSpec
+from models.spec.model import Eight, ModelSpec
 
 MEASURED_FROM = 1000
 """Seed of the first picture that is compared; those that the scales come from begin at 0."""
@@ -55,26 +55,15 @@ def measure(
         threads: of one operation.
 
     Raises:
-        ValueError: the model has no such network or does not draw from text, or there are no prompts.
+        ValueError: the model has no such network or does not draw from text alone, or there are no prompts.
     """
-    networks = networks_of(folder)
-    if ModelSpec.read(folder).system.task == "image-to-video":
-        raise ValueError(f"{folder.name} does not draw from text")
-    if unknown := [name for name in kinds if name not in networks or networks[name].is_tower]:
-        raise ValueError(f"network {unknown[0]!r} is none of {folder.name}, which has {', '.join(networks)}")
-    if not prompts:
-        raise ValueError("quality cannot be measured without prompts")
-    model = text_to_image.load(folder)
-    names = [name for name in networks if name in (*model.denoisers, "vae/decoder")]
-    paths = {name: build_graph(networks[name], cache) for name in names}
+    model, paths = _opened(folder, cache, list(kinds), prompts)
     sessions: dict[str, Network] = {name: OnnxSession(path, threads) for name, path in paths.items()}
-    recorders = {name: Recorder(sessions[name], keep=len(prompts) * model.spec.steps) for name in kinds}
-    _draw(_with(model, {**sessions, **recorders}), prompts, 0)
+    samples = _recorded(model, sessions, list(kinds), prompts)
     eight: dict[str, Path] = {}
     for name, kind in kinds.items():
         (target := work / name.replace("/", "-")).mkdir()
-        largest = calibrate(paths[name], recorders[name].samples)
-        eight[name] = quantise(paths[name], target, largest, kind)
+        eight[name] = quantise(paths[name], target, calibrate(paths[name], samples[name]), kind)
     expected, seconds = _draw(_with(model, sessions), prompts, MEASURED_FROM)
     changed = {name: OnnxSession(path, threads) for name, path in eight.items()}
     got, seconds_of_eight = _draw(_with(model, {**sessions, **changed}), prompts, MEASURED_FROM)
@@ -85,6 +74,39 @@ def measure(
         seconds_ratio=seconds_of_eight / seconds,
         bytes_ratio=_bytes(eight.values()) / _bytes(paths[name] for name in kinds),
     )
+
+
+def drawn(
+    folder: Path, cache: EngineCache, names: Sequence[str], prompts: Sequence[str], threads: int = 1
+) -> dict[str, list[Sample]]:
+    """Inputs of networks while every prompt is drawn once in fp32, for the scales of 8 bits; arguments and errors as
+    for :func:`measure`."""
+    model, paths = _opened(folder, cache, names, prompts)
+    return _recorded(model, {name: OnnxSession(path, threads) for name, path in paths.items()}, names, prompts)
+
+
+def _opened(
+    folder: Path, cache: EngineCache, names: Sequence[str], prompts: Sequence[str]
+) -> tuple[TextToImageModel, dict[str, Path]]:
+    """A model, and its graphs of fp32."""
+    networks, spec = networks_of(folder), ModelSpec.read(folder)
+    if spec.system.task != "text-to-image" or spec.needs:
+        raise ValueError(f"{folder.name} does not draw from text alone")
+    if unknown := [name for name in names if name not in networks or networks[name].is_tower]:
+        raise ValueError(f"network {unknown[0]!r} is none of {folder.name}, which has {', '.join(networks)}")
+    if not prompts:
+        raise ValueError("without prompts there are no pictures")
+    model = text_to_image.load(folder)
+    used = [name for name in networks if name in (*model.denoisers, "vae/decoder")]
+    return model, {name: build_graph(networks[name], cache) for name in used}
+
+
+def _recorded(
+    model: TextToImageModel, sessions: Mapping[str, Network], names: Sequence[str], prompts: Sequence[str]
+) -> dict[str, list[Sample]]:
+    recorders = {name: Recorder(sessions[name], keep=len(prompts) * model.spec.steps) for name in names}
+    _draw(_with(model, {**sessions, **recorders}), prompts, 0)
+    return {name: recorder.samples for name, recorder in recorders.items()}
 
 
 def _with(model: TextToImageModel, networks: Mapping[str, Network]) -> TextToImageModel:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import operator
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from queue import Empty, Queue
 from threading import Thread
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +24,18 @@ from torch import Tensor
 from engines.call import Output, outputs_of
 from engines.verify import check_rows, largest_error
 
+T = TypeVar("T")
 Network = Callable[..., Output]
 Sample = tuple[Tensor, ...]
 """The inputs of one call."""
+
+
+SPREAD_LANES = 2
+"""Of each call: one row's, with guidance. A step of a large model has megabytes a lane."""
+ROUNDS = 7
+MARGIN = 1.1
+"""An engine is slower than torch where its median exceeds torch's by so much: the medians of the same network twice,
+taken in turns, differ by a few hundredths on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +48,31 @@ class Verdict:
     error: float
     """The largest difference to torch over the largest output, of all samples; not a number where none was compared."""
     engine_s: float
-    """Seconds that the engine took for all samples."""
+    """Seconds that the engine took for all samples, one after the other."""
     torch_s: float
+    slower: bool = False
+    """Whether its numbers were accepted and its time was not."""
 
 
 class Recorder:
-    """A network that keeps copies of the inputs of its latest calls, as samples for a verdict."""
+    """A network that keeps copies of the inputs of its latest calls, as samples for a verdict; or of calls that are
+    spread over all that there were, and of their first lanes alone, as samples for scales."""
 
-    def __init__(self, network: Network, keep: int = 4) -> None:
-        self._network, self._stopped = network, False
-        self._kept: deque[Sample] = deque(maxlen=keep)
+    def __init__(self, network: Network, keep: int = 4, spread: bool = False) -> None:
+        self._network, self._stopped, self._keep, self._spread = network, False, keep, spread
+        self._kept: deque[Sample] = deque(maxlen=None if spread else keep)
+        self._every = 1
+        self.calls = 0
+        """How many there were."""
 
     def __call__(self, *inputs: Tensor) -> Output:
         """As the network."""
         if not self._stopped and not _captured(inputs):
-            self._kept.append(tuple(tensor.clone() for tensor in inputs))
+            if self.calls % self._every == 0:
+                self._kept.append(tuple(t[: SPREAD_LANES if self._spread else None].clone() for t in inputs))
+            if len(self._kept) > self._keep:
+                self._kept, self._every = deque(list(self._kept)[::2]), 2 * self._every
+            self.calls += 1
         return self._network(*inputs)
 
     def stop(self) -> None:
@@ -114,7 +136,7 @@ def judge(
             expected = reference(*inputs)
         torch_s += time.perf_counter() - began
         began = time.perf_counter()
-        got = _answer(engine, inputs, limit_s)
+        got = within(limit_s, partial(engine, *inputs))
         engine_s += time.perf_counter() - began
         if isinstance(got, str):
             worst = math.nan
@@ -127,21 +149,49 @@ def judge(
         if not error <= tolerance:
             return verdict(f"its largest error is {error:.1e} of the largest output, tolerated is {tolerance:.1e}")
     if rows_are_their_own:
-        try:
-            check_rows(engine, samples[-1])
-        except RuntimeError as error:
-            return verdict(str(error))
+        fault = within(limit_s * (1 + len(samples[-1][0])), lambda: check_rows(engine, samples[-1]))
+        return verdict(fault or "")
     return verdict()
 
 
-def _answer(engine: Network, inputs: Sample, limit_s: float) -> Output | str:
-    """What the engine answers, or why it does not."""
-    answers: Queue[Output | str] = Queue()
+def timed(verdict: Verdict, engine: Network, serving: Network, samples: Sequence[Sample]) -> Verdict:
+    """An accepted engine's time against that of the network that serves without it: medians of rounds in turns, so that
+    a load that comes and goes meets both.
+
+    Args:
+        verdict: of its numbers.
+        engine: as there.
+        serving: torch in the precision in which it serves.
+        samples: inputs that occurred, as each of the two takes them.
+    """
+
+    def once(network: Network) -> float:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for inputs in samples:
+                network(*inputs)
+        if samples[0][0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    for network in (engine, serving):  # what is compiled or allocated at a first call is no part of it
+        once(network)
+    rounds = [(once(engine), once(serving)) for _ in range(ROUNDS)]
+    engine_s, torch_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    slower = engine_s > MARGIN * torch_s
+    reason = f"it takes {engine_s / torch_s:.2f} of torch's time" if slower else ""
+    return replace(verdict, accepted=not slower, reason=reason, engine_s=engine_s, torch_s=torch_s, slower=slower)
+
+
+def within(limit_s: float, call: Callable[[], T]) -> T | str:
+    """What ``call`` returns; or, where it raises or takes longer than ``limit_s``, a sentence that says so. In the
+    latter case it goes on in a thread of its own."""
+    answers: Queue[T | str] = Queue()
 
     def ask() -> None:
         try:
             with torch.inference_mode():  # is per thread
-                answers.put(engine(*inputs))
+                answers.put(call())
         except Exception as error:
             answers.put(f"it raised {type(error).__name__}: {error}")
 

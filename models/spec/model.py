@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from models.spec.config import read_config, read_json, reading
 from models.spec.files import stamp
@@ -12,6 +12,8 @@ from models.spec.vae import VAESpec, read_vae_spec
 
 Task = Literal["text-to-image", "upscaling", "image-to-video"]
 Needs = Literal["", "picture", "picture and mask", "low-resolution picture"]
+Eight = Literal["int8", "fp8"]
+"""Numbers of 8 bits; fp8 is E4M3."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class ModelSpec:
     """The share of the training steps after which it does."""
     licence: str | None = None
     """Identifier of the licence of its weights, where the folder states one."""
+    eight_bits: dict[str, Eight] = field(default_factory=dict)
+    """What its engine multiplies in, by subfolder: that of the denoiser, or ``vae`` for its decoder. Torch, and engines
+    of what is not named here, have the precision of the worker."""
     files: str = ""
     """Stamp of its files and its refiner's: a model of the same name with other weights is another model."""
 
@@ -159,6 +164,7 @@ class ModelSpec:
                 upscaling=upscaling,
                 refiner=refiner,
                 refiner_at=float(card.get("refiner_at", cls.refiner_at)),
+                eight_bits=_eight_bits(system, card.get("eight_bits", {})),
                 licence=card.get("licence") or _stated_licence(folder / "README.md"),
                 files=stamp([folder, *([] if refiner is None else [refiner])]),
             )
@@ -227,6 +233,16 @@ def _refiner(folder: Path, name: object) -> Path | None:
     if not (refiner / "model_index.json").exists():
         raise ValueError(f"refiner {name!r} is not a model folder beside {folder.name}")
     return refiner
+
+
+def _eight_bits(system: System, asked: dict[str, Any]) -> dict[str, Eight]:
+    """What a card asks for, checked."""
+    for part, kind in asked.items():
+        if part not in (system.denoiser, "vae"):
+            raise ValueError(f"eight_bits of {part!r}, expected {system.denoiser!r} or 'vae'")
+        if kind not in get_args(Eight):
+            raise ValueError(f"eight_bits of {part!r} is {kind!r}, expected {' or '.join(get_args(Eight))}")
+    return dict(asked)
 
 
 def _stated_licence(card: Path) -> str | None:

@@ -14,6 +14,7 @@ from service.commands.terminal import DataOption, failure, read_settings
 if TYPE_CHECKING:
     from engines.cache import EngineCache
     from engines.networks import Network
+    from engines.verdict import Sample
     from models.spec.model import ModelSpec
     from service.settings import Settings
 
@@ -32,13 +33,18 @@ def list_engines(data: DataOption = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("engine", "network", "precision", "format", "shapes", "architecture", "MiB", "last used")
+    from engines.refused import refusal_of
+
+    table = Table("engine", "network", "precision", "format", "shapes", "architecture", "MiB", "last used", "refused")
     entries = _cache(read_settings(data=data)).entries()
     for entry in reversed(entries):
         key = entry.key
         facts = (key.network, key.precision, key.format, key.shapes, key.architecture) if key else ("damaged",) * 5
         used = datetime.fromtimestamp(entry.used_at).isoformat(" ", "minutes")
-        table.add_row(entry.path.name[:12], *facts, f"{entry.bytes / 2**20:.1f}", used)
+        refusal = refusal_of(entry.path)
+        table.add_row(
+            entry.path.name[:12], *facts, f"{entry.bytes / 2**20:.1f}", used, refusal.reason if refusal else ""
+        )
     Console().print(table)
     typer.echo(f"{len(entries)} engines, {sum(entry.bytes for entry in entries) / 2**20:.0f} MiB")
 
@@ -60,7 +66,10 @@ def build(
     streaming: Annotated[bool, typer.Option(help="Let TensorRT keep weights in host memory.")] = False,
     data: DataOption = None,
 ) -> None:
-    """Compile a model's networks, so that the first start finds them."""
+    """Compile a model's networks, so that the first start finds them. What its card wants in 8 bits gets its scales
+    from pictures that are drawn for them."""
+    from engines.refused import allow
+
     if every == (model is not None):
         raise failure("name one model, or say --all")
     settings = read_settings(data=data)
@@ -69,7 +78,9 @@ def build(
         make = _maker(settings, precision, backend, tuple(lanes or [2]), size, tuple(architecture or ()), streaming)
         for spec in specs:
             for one in _chosen(spec, network):
-                typer.echo(f"{spec.name} {one.name}: {make(one, spec)}")
+                path = make(one, spec)
+                allow(path.parent)  # who builds it by hand wants it, whatever was found against it
+                typer.echo(f"{spec.name} {one.name}: {path}")
     except (ValueError, RuntimeError) as error:
         raise failure(str(error)) from error
 
@@ -87,22 +98,36 @@ def _maker(
     from engines.networks import bucket
     from engines.openvino_maker import build_openvino
     from engines.plan import PlanOptions
-    from engines.prepare import build_graph, build_network_plan
+    from engines.prepare import build_network_plan, build_served
 
     cache = _cache(settings)
     if backend == "openvino" and precision != "fp32":
         raise ValueError(f"--precision {precision}: networks run in fp32 on OpenVINO")
 
     def make(network: Network, spec: ModelSpec) -> Path:
-        if backend == "onnxruntime":
-            return build_graph(network, cache, precision)
         if backend == "openvino":
             return build_openvino(network, cache)
+        samples = _samples(network, spec, cache, precision, settings.threads)
+        if backend == "onnxruntime":
+            return build_served(network, cache, precision, samples)
         width, height = _size(size) if size else spec.sizes[0]
         buckets = tuple(bucket(network, spec, count, width, height) for count in lanes)
-        return build_network_plan(network, cache, precision, PlanOptions(backend, buckets, architectures, streaming))
+        options = PlanOptions(backend, buckets, architectures, streaming)
+        return build_network_plan(network, cache, precision, options, samples)
 
     return make
+
+
+def _samples(
+    network: Network, spec: ModelSpec, cache: EngineCache, precision: Precision, threads: int
+) -> Sequence[Sample]:
+    """Inputs for the scales of a network that is to be in 8 bits and is not there yet."""
+    from engines.prepare import find_graph
+    from engines.quality import drawn
+
+    if network.eight is None or find_graph(network, cache, precision) is not None:
+        return ()
+    return drawn(spec.folder, cache, [network.name], PROMPTS, threads)[network.name]
 
 
 @app.command()
@@ -113,7 +138,8 @@ def quality(
     prompt: Annotated[list[str] | None, typer.Option(help="One picture each; once more for every picture.")] = None,
     data: DataOption = None,
 ) -> None:
-    """Measure what 8 bits cost: the same pictures in fp32 and with quantised networks, on ONNX Runtime.
+    """Measure what 8 bits cost: the same pictures in fp32 and with quantised networks, on ONNX Runtime. Without options
+    of those that the model's card names.
 
     Scales come from other seeds of the same prompts. Half a minute, where the engines are compiled.
     """
@@ -127,10 +153,14 @@ def quality(
     torch.set_num_threads(settings.threads)
     try:
         (spec,) = _models(settings, model)
-        kinds = {spec.system.denoiser: denoiser, "vae/decoder": decoder}
+        card = spec.eight_bits if denoiser is decoder is None else {}
+        kinds = {
+            spec.system.denoiser: denoiser or card.get(spec.system.denoiser),
+            "vae/decoder": decoder or card.get("vae"),
+        }
         chosen = {name: kind for name, kind in kinds.items() if kind is not None}
         if not chosen:
-            raise ValueError("say --denoiser or --decoder")
+            raise ValueError("say --denoiser or --decoder, since the model's card asks for neither in 8 bits")
         with TemporaryDirectory() as folder:
             found = measure(spec.folder, _cache(settings), chosen, prompt or PROMPTS, Path(folder), settings.threads)
     except (ValueError, RuntimeError) as error:

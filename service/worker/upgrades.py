@@ -12,19 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import cast, get_args
 
 import torch
 
 from engines.background import Background
 from engines.cache import EngineCache
-from engines.life import Build, Built, EngineLife, Samples, State, blames_the_call, build_and_judge
+from engines.life import Build, Built, EngineLife, Samples, State, blames_the_call
 from engines.maker import Maker, OnnxMaker
 from engines.openvino_maker import OpenVinoMaker
 from engines.openvino_session import openvino_version
 from engines.plan import Flavour, load_tensorrt
 from engines.plan_maker import DECODER, PlanMaker
 from engines.precision import Precision
+from engines.refused import refusal_of
+from engines.trial import build_and_judge
 from models.spec.model import ModelSpec
 from service.metrics import WorkerMetrics
 from service.settings import ZOO, Settings
@@ -39,6 +42,8 @@ BASE_BYTES, TIMES_WEIGHTS = 2 * 2**30, 6
 """Memory of a build: of the libraries, and of the weights in all the forms that they take on their way."""
 CUDA_BASE_BYTES = 16 * 2**30
 """As ``BASE_BYTES``, where CUDA and a builder for it are among the libraries."""
+EIGHT_ROWS = 2
+"""So many rows are seen from their first step to their decoding before scales of 8 bits are made of them."""
 BUILD_LIMIT_S = 2 * 3600.0
 ANSWER_LIMIT_S = 600.0
 """For an engine to answer one call while it is judged."""
@@ -109,15 +114,19 @@ def engine_life(
     maker, start = make(spec, settings, place), start or start_build
     if maker is None:
         return EngineLife({})
-    names = list(maker.networks())
-    if _waits(spec, settings, place) and not place.on_gpu:
-        return EngineLife({name: _built(maker, name) for name in names}, excused=_excused, maker=maker)
-    found = {name: Built(path) for name in names if (path := maker.find(name)) is not None}
-    missing = [name for name in names if name not in found]
-    if missing and _waits(spec, settings, place):
-        found |= _waited_for(start(maker, missing, {}), missing)
-        missing = []
-    awaited = [name for name in (names[0], DECODER) if name in missing]
+    networks = maker.networks()
+    found = {name: _found(path) for name in networks if (path := maker.find(name)) is not None}
+    missing = [name for name in networks if name not in found]
+    if _waits(spec, settings, place):
+        # Scales of 8 bits come from inputs that occurred, for which there is nothing to wait.
+        now = [name for name in missing if networks[name].eight is None]
+        if not place.on_gpu:
+            found |= {name: _built(maker, name) for name in now}
+        elif now:
+            found |= _waited_for(start(maker, now, {}), now)
+        missing = [name for name in missing if name not in now]
+    calls = {next(iter(networks)): spec.steps, DECODER: 1}
+    awaited = {n: 1 if networks[n].eight is None else EIGHT_ROWS * calls[n] for n in calls if n in missing}
     begin = None if settings.engines == "cached" else partial(start, maker)
     return EngineLife(found, missing, begin, awaited, _excused, maker)
 
@@ -201,9 +210,15 @@ def _waits(spec: ModelSpec, settings: Settings, place: Placement) -> bool:
     return settings.engines == "wait" or (settings.engines == "auto" and shipped)
 
 
+def _found(path: Path) -> Built:
+    """An engine of the cache, unless there is something against it."""
+    refusal = refusal_of(path.parent)
+    return Built(path) if refusal is None else Built.refused(refusal)
+
+
 def _built(maker: Maker, name: str) -> Built:
     try:
-        return Built(maker.build(name, ()))
+        return _found(maker.build(name, ()))
     except RuntimeError as error:
         return Built(None, str(error))
 

@@ -98,7 +98,7 @@ class _Way:
         decode = self._served(networks, "decoder", DECODER, on_torch.decode)
         moments = self._served(networks, "encoder", "vae/encoder", on_torch.moments)
         fast_decode = None if fast is None else self._served(networks, "fast decoder", "vae_tiny/decoder", fast)
-        capturable = on_torch.capturable and not on_engines
+        capturable = on_torch.capturable and not on_engines and not any(map(self.life.calibrates, self.variants))
         return Parts(networks, denoisers, decode, moments, fast_decode, *self._numerics(), self._takes, capturable)
 
     def _served(

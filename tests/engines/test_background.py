@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,12 @@ def leave() -> None:
 
 def hoard(size: int) -> int:
     return len(bytearray(size))
+
+
+def leave_something_running(pid_file: str) -> int:
+    Path(pid_file).write_text(str(os.getpid()))
+    threading.Thread(target=time.sleep, args=(600.0,)).start()
+    return 7
 
 
 def sleep(pid_file: str) -> None:
@@ -89,6 +96,12 @@ def test_memory_is_bounded() -> None:
 def test_time_is_bounded(tmp_path: Path) -> None:
     done = finished(Background(sleep, (str(tmp_path / "pid"),), limit_s=0.1))
     assert done.fault == "it took longer than 0.1 s"
+
+
+def test_what_hangs_in_it_does_not_keep_it(tmp_path: Path) -> None:
+    began, background = time.monotonic(), Background(leave_something_running, (str(tmp_path / "pid"),))
+    assert finished(background).value == 7 and time.monotonic() - began < 300.0
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
 
 
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:

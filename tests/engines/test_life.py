@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,11 +16,9 @@ from torch import Tensor
 
 from engines.background import Done
 from engines.cache import EngineCache
-from engines.call import examples
-from engines.life import Built, EngineFailed, EngineLife, Samples, build_and_judge
+from engines.life import SCALES_FROM, Built, EngineFailed, EngineLife, Samples
 from engines.maker import OnnxMaker
-from engines.networks import networks_of
-from engines.prepare import find
+from engines.refused import Refusal, refusal_of
 from engines.verdict import Verdict
 
 GOOD = Verdict(True, "", 1e-6, 0.1, 0.2)
@@ -52,7 +52,7 @@ def double(x: Tensor) -> Tensor:
 def begun() -> tuple[EngineLife, Build]:
     """A life whose build is under way."""
     build = Build()
-    life = EngineLife({}, NAMES, build, awaited=("unet", "vae/decoder"))
+    life = EngineLife({}, NAMES, build, awaited={"unet": 1, "vae/decoder": 1})
     for name in ("unet", "vae/decoder"):
         life.recorded(name, double)(torch.ones(2))
     life.begin()
@@ -61,7 +61,7 @@ def begun() -> tuple[EngineLife, Build]:
 
 def test_a_build_begins_when_torch_has_shown_what_inputs_occur() -> None:
     build = Build()
-    life = EngineLife({}, NAMES, build, awaited=("unet", "vae/decoder"))
+    life = EngineLife({}, NAMES, build, awaited={"unet": 1, "vae/decoder": 1})
     unet, decoder = life.recorded("unet", double), life.recorded("vae/decoder", double)
     assert set(life.states.values()) == {"building"} and not life.paths
     assert torch.equal(unet(torch.ones(2)), torch.full((2,), 2.0))
@@ -106,7 +106,7 @@ def test_without_a_builder_what_is_missing_stays_on_torch() -> None:
 
 def test_a_variant_that_was_not_called_is_judged_on_its_networks_inputs() -> None:
     build = Build()
-    life = EngineLife({}, ("transformer", "transformer/skip-layers", "vae/decoder"), build, awaited=("transformer",))
+    life = EngineLife({}, ("transformer", "transformer/skip-layers", "vae/decoder"), build, awaited={"transformer": 1})
     life.recorded("transformer", double)(torch.ones(2, dtype=torch.bfloat16))
     life.begin()
     ((_, samples),) = build.asked
@@ -157,56 +157,56 @@ def test_some_errors_are_not_the_engines_fault(error: Exception) -> None:
     assert life.states == {"unet": "engine"}
 
 
-@pytest.mark.timeout(600)
-def test_the_work_of_a_build_on_real_inputs(
-    sdxl_folder: Path, sdxl_engines: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = networks_of(sdxl_folder)["vae/decoder"]
-    inputs = examples(network.signature, {"batch": 2, "height": 3, "width": 5})
-    samples: Samples = {"vae/decoder": [tuple(tensor.numpy() for tensor in inputs)]}
-    threads = torch.get_num_threads()
+def test_what_is_only_slower_is_no_fault() -> None:
+    life = EngineLife({"unet": Built.refused(Refusal("slower", "it takes 1.30 of torch's time")), "vae": Built(FILE)})
+    assert life.states == {"unet": "slower", "vae": "engine"} and life.paths == {"vae": FILE}
+    assert life.reasons == {"unet": "it takes 1.30 of torch's time"}
 
-    class Wrong(OnnxMaker):
-        def open(self, path: Path) -> Any:
-            return double
 
-    class Broken(OnnxMaker):
-        def open(self, path: Path) -> Any:
-            raise RuntimeError("another version")
+class EightBits(OnnxMaker):
+    """Of a model whose card asks for 8 bits in the denoiser."""
 
-    def work(names: list[str], kind: type[OnnxMaker] = OnnxMaker) -> dict[str, Built]:
-        return build_and_judge(kind(sdxl_folder, EngineCache(sdxl_engines), 1), names, samples, 60.0)
+    def networks(self) -> Any:
+        networks = super().networks()
+        return {**networks, "unet": replace(networks["unet"], eight="int8")}
+
+
+def test_scales_come_from_calls_that_are_spread_over_whole_rows(sdxl_folder: Path, tmp_path: Path) -> None:
+    build, maker = Build(), EightBits(sdxl_folder, EngineCache(tmp_path), 1)
+    life = EngineLife({}, NAMES, build, {"unet": 50, "vae/decoder": 1}, maker=maker)
+    unet, decoder = life.recorded("unet", double), life.recorded("vae/decoder", double)
+    assert life.calibrates("unet") and not life.calibrates("vae/decoder")
+    decoder(torch.ones(1))
+    for step in range(49):
+        unet(torch.full((4, 2), float(step)))
+    assert not life.waits, "two rows are not over yet"
+    unet(torch.full((4, 2), 49.0))
+    life.begin()
+    ((_, samples),) = build.asked
+    seen = [sample[0] for sample in samples["unet"]]
+    assert len(seen) <= SCALES_FROM and {one.shape for one in seen} == {(2, 2)}
+    assert [one[0, 0] for one in seen] == list(range(0, 50, 2)), "as far apart each time"
+    build.done = Done({name: Built(None, "no") for name in NAMES}, "", 1.0, 0)
+    assert life.look(), "its model is opened anew without a recorder"
+    assert not life.calibrates("unet") and not life.look()
+
+
+def test_an_engine_that_does_not_answer_is_marked_until_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "entry" / "network.onnx"
+    life = EngineLife({"unet": Built(path)}, hung_s=0.2)
+    seen: list[Refusal | None] = []
+
+    def slow(x: Tensor) -> Tensor:
+        deadline = time.monotonic() + 60.0
+        while refusal_of(path.parent) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(refusal_of(path.parent))
+        return x
 
     try:
-        built = work(["vae/decoder", "vae/encoder"])
-        judged = built["vae/decoder"]
-        assert judged.path is not None and judged.path.exists() and judged.verdict is not None
-        assert judged.verdict.accepted and judged.verdict.error < 1e-4
-        assert built["vae/encoder"].path is not None and built["vae/encoder"].verdict is None
-        with pytest.raises(ValueError, match="network 'refiner' is none of tiny-xl, which has unet"):
-            work(["refiner"])
-        discarded: list[object] = []
-        monkeypatch.setattr(EngineCache, "discard", lambda *arguments: discarded.append(arguments[1]))
-        wrong = work(["vae/decoder"], Wrong)["vae/decoder"]
-        assert wrong.path is None and "other shapes" in wrong.fault and len(discarded) == 1
-        broken = work(["vae/decoder"], Broken)["vae/decoder"]
-        assert broken.path is None and broken.fault == "RuntimeError: another version" and len(discarded) == 2
+        call = life.guarded("unet", cast(Any, slow))
+        call(torch.ones(2))
+        assert seen == [Refusal("rejected", "a call of it did not come back within 0.2 s")]
+        assert refusal_of(path.parent) is None and life.states == {"unet": "engine"}, "it came back"
     finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.timeout(600)
-def test_what_cannot_be_exported_is_a_fault_of_that_network_alone(
-    sdxl_folder: Path, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Refusing(OnnxMaker):
-        def build(self, name: str, samples: Any) -> Path:
-            if name == "vae/encoder":
-                raise RuntimeError("the largest error against torch is 1e+0")
-            return super().build(name, samples)
-
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    names, root = ["vae/decoder", "vae/encoder"], find(sdxl_folder, cache)["unet"].parent.parent
-    built = build_and_judge(Refusing(sdxl_folder, EngineCache(root), 1), names, {}, 60.0)
-    assert built["vae/decoder"].path is not None
-    assert built["vae/encoder"] == Built(None, "the largest error against torch is 1e+0")
+        life.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,22 @@ def test_what_cannot_be_asked_for(
     with pytest.raises(ValueError, match=message):
         build_plan(half_decoder, PlanOptions("tensorrt-rtx", (bucket,), architectures), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_memory_of_a_build_is_bounded(half_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt, limits = load_tensorrt("tensorrt-rtx"), dict[str, int]()
+    build = trt.Builder.build_serialized_network
+
+    def watched(builder: Any, network: Any, config: Any) -> Any:
+        pools = trt.MemoryPoolType
+        limits.update({pool.name: config.get_memory_pool_limit(pool) for pool in (pools.WORKSPACE, pools.TACTIC_DRAM)})
+        return build(builder, network, config)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", watched)
+    options = PlanOptions("tensorrt-rtx", (BUCKET,), ("sm89",), memory_bytes=2**28)
+    report = build_plan(half_decoder, options, tmp_path)
+    assert limits == {"WORKSPACE": 2**28, "TACTIC_DRAM": 2**28} and report.bytes > 10_000
+    assert 2**30 < PlanOptions("tensorrt", (BUCKET,)).memory_bytes < 2**34
 
 
 def test_refitting_needs_a_gpu_and_says_so(half_decoder: Path, tmp_path: Path) -> None:

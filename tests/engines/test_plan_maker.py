@@ -45,7 +45,7 @@ def test_a_plan_is_for_the_shapes_of_calls_or_the_native_ones(
 ) -> None:
     asked: list[tuple[str, PlanOptions]] = []
     monkeypatch.setattr(
-        module, "build_network_plan", lambda _, __, precision, options: asked.append((precision, options))
+        module, "build_network_plan", lambda _, __, precision, options, ___: asked.append((precision, options))
     )
     maker = pickle.loads(pickle.dumps(maker_of(sdxl_folder, tmp_path)))
     unet, decoder = maker.networks().values()

@@ -25,6 +25,7 @@ CALLS = {
         "set_flag": ["flag"],
         "clear_flag": ["flag"],
         "set_compute_capability": ["compute_capability", "index"],
+        "set_memory_pool_limit": ["pool", "pool_size"],
         "create_timing_cache": ["serialized_timing_cache"],
         "set_timing_cache": ["cache", "ignore_mismatch"],
         "get_timing_cache": [],
@@ -56,6 +57,7 @@ PROPERTIES = {
 }
 MEMBERS = {
     "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
+    "MemoryPoolType": ["WORKSPACE", "TACTIC_DRAM"],
     "BuilderFlag": ["WEIGHT_STREAMING", "REFIT", "TF32"],
     "DynamicShapesKernelSpecializationStrategy": ["EAGER"],
 }

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,24 @@ import torch
 
 from engines import prepare as module
 from engines.cache import EngineCache
+from engines.call import examples
 from engines.networks import networks_of
 from engines.plan import PlanOptions, PlanReport
-from engines.prepare import Engines, build, build_network_plan, find, graph_key, plan_key, prepare, weights_digest
+from engines.prepare import (
+    Engines,
+    build,
+    build_network_plan,
+    build_served,
+    find,
+    find_graph,
+    graph_key,
+    plan_key,
+    prepare,
+    served_key,
+    weights_digest,
+)
 from models.families import image_to_video
+from models.spec.model import Eight
 from models.temporal_decoder import decode_in_chunks
 from tests.support.exportable import by_rotation
 from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3, write_tiny_svd
@@ -46,6 +61,24 @@ def test_what_the_cache_holds_is_found_without_an_export(
     monkeypatch.setattr(module, "export", never)
     assert find(sdxl_folder, cache) == build(sdxl_folder, cache)
     assert find(sdxl_folder, EngineCache(tmp_path)) == {}
+
+
+def test_8_bits_are_an_entry_of_their_own_and_need_inputs_once(
+    sdxl_folder: Path, cache: EngineCache, engines: Engines, tmp_path: Path
+) -> None:
+    plain = networks_of(sdxl_folder)["vae/decoder"]
+    kinds: list[Eight] = ["int8", "fp8"]
+    keys = [served_key(replace(plain, eight=kind), precision) for kind in kinds for precision in ("fp32", "bf16")]
+    assert len({key.digest for key in (*keys, graph_key(plain), graph_key(plain, "bf16"))}) == 6
+    assert served_key(plain) == graph_key(plain) and find_graph(plain, cache) == build(sdxl_folder, cache)[plain.name]
+    shutil.copytree(build(sdxl_folder, cache)["unet"].parent.parent, tmp_path / "cache")
+    own, asked = EngineCache(tmp_path / "cache"), replace(plain, eight="int8")
+    with pytest.raises(RuntimeError, match="vae/decoder in int8 needs inputs that occurred"):
+        build_served(asked, own)
+    assert find_graph(asked, own) is None
+    inputs = examples(plain.signature, {"batch": 2, "height": 3, "width": 4})
+    path = build_served(asked, own, samples=[inputs])
+    assert find_graph(asked, own) == path == build_served(asked, own) != find_graph(plain, own)
 
 
 def test_a_warm_start_does_not_import_the_exporter(sdxl_folder: Path, cache: EngineCache, engines: Engines) -> None:

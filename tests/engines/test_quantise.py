@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
@@ -10,11 +11,15 @@ import torch
 
 from engines.cache import EngineCache
 from engines.call import examples
+from engines.export import export
 from engines.networks import networks_of
+from engines.precision import widened
 from engines.prepare import build
-from engines.quantise import Eight, calibrate, quantise
+from engines.quantise import EIGHT_TOLERANCE, calibrate, quantise
 from engines.session import OnnxSession
+from engines.signature import Signature
 from engines.verify import check_rows, largest_error
+from models.spec.model import Eight
 
 pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
 SIZES = {"batch": 2, "height": 3, "width": 4, "tokens": 7}
@@ -73,3 +78,34 @@ def test_what_cannot_be_quantised_is_said(sdxl_folder: Path, cache: EngineCache,
         calibrate(path, [])
     with pytest.raises(ValueError, match="was not calibrated"):
         quantise(path, tmp_path, {}, "int8")
+
+
+@pytest.mark.parametrize("kind", get_args(Eight))
+def test_half_precision_with_8_bits(half_decoder: Path, sdxl_folder: Path, tmp_path: Path, kind: Eight) -> None:
+    signature = networks_of(sdxl_folder)["vae/decoder"].signature
+    sizes = {symbol: SIZES[symbol] for symbol in signature.symbols}
+    largest = calibrate(half_decoder, [examples(signature, sizes, seed) for seed in range(3)])
+    eight = quantise(half_decoder, tmp_path, largest, kind)
+    weights = {tensor.name: tensor for tensor in onnx.load(eight).graph.initializer}
+    scales = {tensor.data_type for name, tensor in weights.items() if name.endswith("_scale")}
+    assert scales == {onnx.TensorProto.FLOAT16}, "what lies between is in half precision, and so are the scales"
+    inputs, reference = examples(signature, sizes, seed=9), OnnxSession(half_decoder, threads=1)
+    assert 1e-3 < largest_error(OnnxSession(eight, threads=1)(*inputs), reference(*inputs)) < EIGHT_TOLERANCE[kind]
+    products = [node for node in onnx.load(eight).graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    whole = [node for node in products if node.input[1] in weights]
+    assert 1 <= len(whole) <= 2, "the first and the last layer stay as they were, behind and before their casts"
+
+
+def test_bf16_is_calibrated_widened(sdxl_folder: Path, tmp_path: Path) -> None:
+    network = networks_of(sdxl_folder)["vae/decoder"]
+    sizes = {symbol: SIZES[symbol] for symbol in network.signature.symbols}
+    graph = export(network.load(), network.signature, tmp_path, "bf16")
+    largest = calibrate(graph, [examples(network.signature, sizes)])
+    eight = quantise(graph, _folder(tmp_path / "eight"), largest, "fp8")
+    scales = {tensor.data_type for tensor in onnx.load(eight).graph.initializer if tensor.name.endswith("_scale")}
+    assert scales == {onnx.TensorProto.BFLOAT16}
+    inputs, reference = examples(network.signature, sizes, seed=9), network.load()
+    wide = widened(eight, _folder(tmp_path / "wide") / eight.name)
+    Signature.read(eight.parent).write(wide.parent)
+    with torch.no_grad():
+        assert largest_error(OnnxSession(wide, threads=1)(*inputs), reference(*inputs)) < EIGHT_TOLERANCE["fp8"]

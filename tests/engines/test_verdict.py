@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.verdict import Recorder, Remembered, judge
+from engines.verdict import SPREAD_LANES, Recorder, Remembered, Verdict, judge, timed
 
 SAMPLES = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]]),), (torch.tensor([[5.0, 6.0]]),)]
 
@@ -69,6 +69,48 @@ def test_an_engine_that_never_answers_is_rejected(gate: threading.Event) -> None
     assert not verdict.accepted and verdict.reason == "it did not answer within 0.2 s"
 
 
+def test_rows_that_never_answer_are_rejected_too(gate: threading.Event) -> None:
+    calls: list[int] = []
+
+    def silent_alone(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        if len(calls) > 3:
+            gate.wait(60.0)
+        return x * 2.0
+
+    verdict = judge(silent_alone, double, SAMPLES[::-1], tolerance=1e-3, limit_s=0.2, rows_are_their_own=True)
+    assert not verdict.accepted and verdict.reason.startswith("it did not answer within")
+
+
+ACCEPTED = Verdict(True, "", 1e-6, 9.0, 9.0)
+
+
+class Noisy:
+    """Takes so long, but for a few calls that another process disturbs."""
+
+    def __init__(self, takes_s: float, clock: list[float], disturbed: set[int]) -> None:
+        self.takes_s, self.clock, self.disturbed, self.calls = takes_s, clock, disturbed, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.clock[0] += self.takes_s * (50.0 if self.calls in self.disturbed else 1.0)
+        return x
+
+
+@pytest.mark.parametrize(("takes_s", "slower"), [(0.5, False), (1.0, False), (1.05, False), (1.2, True), (3.0, True)])
+@pytest.mark.parametrize("disturbed", [set(), {1, 2, 3, 4, 5, 6}])
+def test_an_engines_time_is_a_median_that_a_few_disturbed_calls_do_not_move(
+    monkeypatch: pytest.MonkeyPatch, takes_s: float, slower: bool, disturbed: set[int]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("engines.verdict.time.perf_counter", lambda: clock[0])
+    engine, serving = Noisy(takes_s, clock, disturbed), Noisy(1.0, clock, {9, 10})
+    verdict = timed(ACCEPTED, engine, serving, SAMPLES)
+    assert verdict.slower is slower is not verdict.accepted and verdict.error == ACCEPTED.error
+    assert (verdict.engine_s, verdict.torch_s) == pytest.approx((2 * takes_s, 2.0))
+    assert verdict.reason == (f"it takes {takes_s:.2f} of torch's time" if slower else "")
+
+
 def test_a_promise_about_rows_is_checked_where_it_was_made() -> None:
     def near(x: Tensor) -> Tensor:
         return x * 2.0 + (1e-6 if len(x) > 1 else 0.0)
@@ -101,3 +143,12 @@ def test_the_recorder_keeps_copies_of_the_latest_inputs() -> None:
     assert [sample[0].item() for sample in recorder.samples] == [2.0, 3.0]
     recorder.stop()
     assert recorder(x).item() == 6.0 and not recorder.samples  # type: ignore[union-attr]
+
+
+def test_the_recorder_spreads_what_it_keeps_over_all_calls() -> None:
+    recorder = Recorder(double, keep=4, spread=True)
+    for value in range(37):
+        recorder(torch.full((8, 1), float(value)))
+    kept = [sample[0] for sample in recorder.samples]
+    assert [one[0].item() for one in kept] == [0.0, 16.0, 32.0] and recorder.calls == 37
+    assert {len(one) for one in kept} == {SPREAD_LANES}, "of each call the first lanes"

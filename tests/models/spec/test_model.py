@@ -50,6 +50,26 @@ def test_a_card_overrides_the_defaults(tmp_path: Path) -> None:
     assert not spec.zeros_for_empty_prompt
 
 
+def test_a_card_asks_for_8_bits(tmp_path: Path) -> None:
+    card = {"eight_bits": {"unet": "fp8", "vae": "int8"}}
+    assert ModelSpec.read(write_model(tmp_path / "eight", card)).eight_bits == {"unet": "fp8", "vae": "int8"}
+    assert ModelSpec.read(write_model(tmp_path / "plain", {"steps": 4})).eight_bits == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"text_encoder": "int8"}, "eight_bits of 'text_encoder', expected 'unet' or 'vae'"),
+        ({"unet": "int4"}, "eight_bits of 'unet' is 'int4', expected int8 or fp8"),
+        ({"unet": ["fp8"]}, "expected int8 or fp8"),
+        ("fp8", "darkroom.json makes no sense"),
+    ],
+)
+def test_a_card_that_asks_for_other_bits_is_refused(tmp_path: Path, asked: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ModelSpec.read(write_model(tmp_path, {"eight_bits": asked}))
+
+
 @pytest.mark.parametrize("name", ["FluxPipeline", ["StableDiffusionXLPipeline"], None])
 def test_another_pipeline_is_refused(tmp_path: Path, name: object) -> None:
     write_model(tmp_path, _class_name=name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from engines.cache import EngineCache, EngineKey
 from engines.openvino_session import BLOB_FILE
 from engines.plan import PlanReport
 from engines.quality import Quality
+from engines.refused import Refusal, refusal_of, refuse
 from service.cli import app
 from tests.support.openvino import needs_openvino
 
@@ -64,6 +67,29 @@ def test_build_takes_a_folder_and_finds_what_is_there(sdxl_folder: Path, sdxl_en
         "tiny-xl unet", "tiny-xl vae/decoder", "tiny-xl vae/encoder"
     ]  # fmt: skip
     assert all(Path(line.split(": ")[1]).exists() for line in lines)
+
+
+@pytest.mark.timeout(600)
+def test_build_in_8_bits_where_the_card_asks_for_them(
+    sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.commands.engines.PROMPTS", ("a cat",))
+    (tmp_path / "engines").symlink_to(sdxl_engines)
+    shutil.copytree(sdxl_folder, folder := tmp_path / "tiny-eight")
+    (folder / "darkroom.json").write_text(json.dumps({"steps": 2, "eight_bits": {"vae": "int8"}}))
+    given = ("build", folder, "--data", tmp_path, "--network", "vae/decoder")
+    done = run(*given)
+    assert done.exit_code == 0, done.output
+    entry = Path(done.output.strip().split(": ")[1]).parent
+    assert "int8 in" in (listed := run("list", "--data", tmp_path).output) and "too slow" not in listed
+    refuse(entry, Refusal("slower", "too slow"))
+    assert "too slow" in run("list", "--data", tmp_path).output
+    monkeypatch.setattr("engines.quality.drawn", lambda *_: pytest.fail("it is there"))
+    assert run(*given).output == done.output and refusal_of(entry) is None, "who builds it by hand wants it"
+    measured = Quality(psnr_db=31.0, levels=1.5, seconds_ratio=0.9, bytes_ratio=0.3)
+    monkeypatch.setattr("engines.quality.measure", lambda *_: measured)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    assert "tiny-eight, vae/decoder in int8: 31.0 dB" in run("quality", folder, "--data", tmp_path).output
 
 
 @needs_openvino

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,16 +17,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from engines import plan
 from engines.background import Background, Done
-from engines.cache import EngineCache
+from engines.cache import KEY, EngineCache
 from engines.life import Built, EngineLife, Samples
 from engines.maker import Maker, OnnxMaker
 from engines.plan_maker import PlanMaker
 from engines.prepare import find
+from engines.refused import Refusal, allow, refuse
 from engines.session import OnnxSession
+from engines.trial import build_and_judge
 from models.families import image_to_video
 from models.families.image_to_video import ImageToVideoModel
 from models.spec.model import ModelSpec
@@ -78,6 +84,10 @@ class Upgraded(Rig):
 
     def _load(self, spec: ModelSpec, engines: EngineLife) -> LoadedModel:
         return load_model(spec, Settings(backend="onnxruntime", threads=1), engines=engines)
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """The engines of a model."""
+        return dict(self.upgrades._lives[name][1].paths)
 
     def look(self) -> list[str]:
         """What the worker's process does about once a second."""
@@ -190,6 +200,54 @@ def test_engines_that_are_refused_leave_torch_in_place(upgraded: Upgraded, loade
     assert len(upgraded.build.asked) == 1, "it is not tried again"
     upgraded.look()
     assert upgraded.value("darkroom_engine_fallbacks_total", reason="rejected") == 3
+
+
+def build_at_once(maker: Maker, names: Sequence[str], samples: Samples) -> Build:
+    """As a build in a process of its own, without the process."""
+    build = Build({})
+    done = Done(build_and_judge(maker, names, samples, 60.0), "", 1.0, 0)
+    build.poll = lambda: done  # type: ignore[method-assign]
+    return build
+
+
+def decoded(png: bytes) -> NDArray[np.float64]:
+    return np.asarray(Image.open(io.BytesIO(png)), np.float64)
+
+
+def test_8_bits_that_a_card_asks_for_serve_new_rows_under_numerics_of_their_own(
+    tmp_path: Path, loaded: LoadedModel, sdxl_engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
+    shutil.copytree(loaded.model.spec.folder, folder := tmp_path / "models" / "tiny-xl")
+    (folder / "darkroom.json").write_text(json.dumps({"steps": 3, "eight_bits": {"unet": "int8", "vae": "int8"}}))
+    shutil.copytree(sdxl_engines, tmp_path / "worker" / "engines")
+    eight = load_model(ModelSpec.read(folder), Settings(backend="torch", threads=1))
+    assert eight.strict.id == loaded.strict.id, "torch knows no 8 bits"
+    rig = Upgraded(tmp_path / "worker", eight, build_at_once)  # type: ignore[arg-type]
+    try:
+        jobs = [rig.submit(seed=1)]
+        rig.finish(jobs[0])
+        rig.look()
+        assert rig.value("darkroom_engines", state="engine") == 1, "the encoder's graph is there"
+        assert rig.value("darkroom_engines", state="building") == 2
+        while rig.look() == []:  # until two rows were seen, each from its first step to its decoding
+            jobs.append(rig.submit(seed=len(jobs) + 1))
+            rig.finish(jobs[-1])
+            assert len(jobs) < 8
+        assert rig.value("darkroom_engines", state="engine") == 3 and len(jobs) > 1
+        assert rig.value("darkroom_engine_fallbacks_total", reason="rejected") == 0
+        after = rig.submit(seed=1)
+        rig.finish(after)
+        way = rig.residency.request("tiny-xl").result()
+        keys = [json.loads((path.parent / KEY).read_text())["precision"] for path in rig.paths("tiny-xl").values()]
+        assert sorted(keys) == ["fp32", "int8 in fp32", "int8 in fp32"]
+        before, *later = ({result.numerics_id for result in rig.get(job).results} for job in (*jobs, after))
+        assert later == [*[before] * (len(jobs) - 1), {way.strict.id}] and before != {way.strict.id}
+        assert rig.contents(after) == alone(way, rig.get(after).request), "a row's bytes are its own in 8 bits too"
+        one, same, other = (decoded(rig.contents(job)[0]) for job in (jobs[0], after, jobs[1]))
+        assert 0.0 < abs(one - same).mean() < 0.5 * abs(one - other).mean()
+    finally:
+        rig.close()
 
 
 class Plans:
@@ -319,6 +377,27 @@ def test_a_checkpoint_is_taken_up_on_the_way_that_made_it(plans: Plans, loaded: 
     assert rig.value("darkroom_resumed_steps_total") > 2
     for job, maker in ((fits, plans.way()), (wide, loaded)):
         assert rig.contents(job) == alone(maker, rig.get(job).request)
+
+
+@pytest.mark.parametrize("engines", ["cached", "background", "wait"])
+def test_an_engine_that_hung_is_not_taken_by_the_next_process(
+    loaded: LoadedModel, sdxl_engines: Path, tmp_path: Path, engines: Any
+) -> None:
+    (tmp_path / "engines").symlink_to(sdxl_engines)
+    spec, settings = loaded.model.spec, Settings(data=tmp_path, backend="onnxruntime", engines=engines, threads=1)
+    entry = find(spec.folder, EngineCache(tmp_path / "engines"))["unet"].parent
+    sound = engine_life(spec, settings, placement(settings))
+    assert set(sound.states.values()) == {"engine"}
+    refuse(entry, Refusal("rejected", "a call of it did not come back within 45 s"))
+    try:
+        life = engine_life(spec, settings, placement(settings))
+    finally:
+        allow(entry)
+    assert life.states == {**sound.states, "unet": "rejected"} and not life.waits and "unet" not in life.paths
+    assert life.reasons == {"unet": "a call of it did not come back within 45 s"}
+    without, whole = (load_model(spec, settings, engines=one) for one in (life, sound))
+    assert alone(without, make_request(seed=1))
+    assert len({without.strict.id, whole.strict.id, loaded.strict.id}) == 3
 
 
 def test_tensorrt_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
