@@ -145,7 +145,7 @@ def measure(who: str, folder: Path, system: System) -> dict[str, float]:
 
 def main(
     system: Annotated[str, typer.Option(help="Name of a published system.")] = "sdxl",
-    pairs: Annotated[int, typer.Option(help="Loads of each that count; one more goes before them.", min=1)] = 3,
+    pairs: Annotated[int, typer.Option(help="Loads of each that count; one more goes before them.", min=1)] = 9,
     folder: Annotated[Path | None, typer.Option(help="Where to write the file; else a temporary folder.")] = None,
     child_of: Annotated[str | None, typer.Option("--child", hidden=True)] = None,
     out: Annotated[Path, typer.Option(help="JSON file.")] = RESULTS / "load_checkpoint.json",
