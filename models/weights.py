@@ -6,6 +6,7 @@ A network gets its dtype and device here and keeps them: it may be shared by man
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from models.checkpoints.sd3 import SD3Names
 from models.checkpoints.single_file import UNET, VAE_ENCODER_OF_CLIPS
 from models.checkpoints.single_file import VAE as FIRST_STAGE
 from models.checkpoints.source import Naming, Source, below, own_names
-from models.checkpoints.stored import Namings, find_stored
+from models.checkpoints.stored import Namings, Stored, find_stored
 from models.checkpoints.stored import weight_files as weight_files
 from models.layout import channels_last
 from models.mmdit import MMDiT
@@ -39,6 +40,9 @@ Device = torch.device | str
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FP16_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
+
+SCALE_TOLERANCE = 1e-3
+"""Configs round the scale of latents to four digits."""
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of an autoencoder's attention in checkpoints of 2022, which are still published, and their names since."""
@@ -118,12 +122,25 @@ def _loaded(make: Callable[[], N], folder: Path, dtype: torch.dtype, device: Dev
     with reading(folder / "config.json"), torch.device("meta"):
         network = make()
     stored = find_stored(folder, network, network_namings(network))
+    _check_scale(stored, network)
     state = {name: tensor.to(device, dtype) for name, tensor in stored.read(mapped=True)}
     network.load_state_dict(state, assign=True)
     if torch.device(device).type != "cpu":
         channels_last(network)
     network.eval().requires_grad_(False)
     return network
+
+
+def _check_scale(stored: Stored, network: nn.Module) -> None:
+    """With another scale than in training an autoencoder's latents are as wrong as with another layer."""
+    spec = getattr(network, "spec", None)
+    if not isinstance(spec, AutoencoderSpec) or stored.scale is None:
+        return
+    if not math.isclose(stored.scale, spec.scaling_factor, rel_tol=SCALE_TOLERANCE):
+        raise ValueError(
+            f"{stored.where}: config scaling_factor={spec.scaling_factor:g}, but the weights were trained with "
+            f"{stored.scale:g}"
+        )
 
 
 def _safe(dtype: torch.dtype, spec: AutoencoderSpec) -> torch.dtype:

@@ -20,6 +20,7 @@ STEMS = ("diffusion_pytorch_model", "model")
 """Beginnings of weight files: as diffusers calls them, and as transformers does."""
 SINGLE_SUFFIXES = (".safetensors", ".ckpt")
 _POSITION_IDS = "position_ids"
+_SCALE = "scale_factor"
 
 
 class Stored:
@@ -41,6 +42,7 @@ class Stored:
         """
         self.where = where
         self.own = own
+        self._all_files = files
         self._files = {name: file for file in files for name in file.entries}
         keys = {key for key in keys if not key.endswith(_POSITION_IDS)}
         found = {name: [s for s in naming(name) if s.name in keys] or _absent(naming(name)) for name in own}
@@ -50,6 +52,15 @@ class Stored:
             raise ValueError(f"{where}: missing keys {missing[:5]}, unexpected keys {unexpected[:5]}")
         self.sources = {name: sources[0] for name, sources in found.items()}
         self._check_entries()
+
+    @property
+    def scale(self) -> float | None:
+        """What latents were scaled by in training, where a single file states it: latent diffusion measures it for models
+        whose latents have unit variance, and writes it beside the weights alone."""
+        for file in self._all_files:
+            if (entry := file.entries.get(_SCALE)) is not None and math.prod(entry.shape) == 1:
+                return float(file.read(_SCALE))
+        return None
 
     @property
     def dtypes(self) -> set[str]:

@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel, VQModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -22,11 +24,18 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 
 from models.checkpoints.stored import stored_numbers, weight_files
 from models.encoders import load_encoder
+from models.families import text_to_image
 from models.spec.config import read_json
-from models.weights import load_mmdit, load_temporal_vae, load_unet, load_vae
-from tests.support.single_files import PARTS, write_single_file
-from tests.support.tiny_towers import write_tiny_refiner, write_tiny_sd, write_tiny_sd3, write_tiny_svd, write_tiny_upscaler
-from tests.support.tiny_xl import write_tiny_xl
+from models.weights import load_mmdit, load_temporal_vae, load_unet, load_vae, load_vq, save_network
+from tests.support.single_files import LAYOUT, PARTS, published_part, write_single_file
+from tests.support.tiny_towers import (
+    write_tiny_refiner,
+    write_tiny_sd,
+    write_tiny_sd3,
+    write_tiny_svd,
+    write_tiny_upscaler,
+)
+from tests.support.tiny_xl import randomise, write_tiny_xl
 
 FOLDERS: dict[str, Callable[[Path], None]] = {
     "sd1": write_tiny_sd,
@@ -91,6 +100,22 @@ def test_a_single_file_is_the_folder_to_the_bit(pair: Callable[[str], tuple[Path
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in expected), part
         assert any(float(tensor.std()) > 0.1 for tensor in state.values() if tensor.dim() > 1)
+
+
+@pytest.mark.parametrize("layout", ["sd1", "sdxl", "sd3"])
+def test_a_folder_a_single_file_and_our_own_save_draw_the_same_picture(
+    pair: Callable[[str], tuple[Path, Path]], tmp_path: Path, layout: str
+) -> None:
+    """To the bit, wherever in a file a weight lies: they stay mapped."""
+    folder, single = pair(layout)
+    own = shutil.copytree(folder, tmp_path / "own")
+    for part, load in {"unet": load_unet, "transformer": load_mmdit, "vae": load_vae}.items():
+        if (own / part).is_dir():
+            state = load(folder).state_dict()
+            save_network(own / part, read_json(folder / part / "config.json"), state, torch.float32)
+    pictures = [text_to_image.generate(text_to_image.load(one), "a red cat", 1, 2) for one in (folder, single, own)]
+    assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
+    assert pictures[0].std() > 5.0
 
 
 def test_the_numbers_of_each_part_are_counted_in_headers(pair: Callable[[str], tuple[Path, Path]]) -> None:
@@ -178,7 +203,6 @@ def test_a_single_file_is_read_as_strictly_as_a_folder(
         "sqrt_recipm1_alphas_cumprod",
         "posterior_mean_coef1",
         "denoiser.sigmas",
-        "scale_factor",
         "conditioner.embedders.1.model.logit_scale",
         "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
     ],
@@ -188,6 +212,19 @@ def test_what_training_leaves_in_files_is_passed_over(single: Path, key: str) ->
     load_unet(single)
     load_encoder(CLIPTextModel, single / "text_encoder")
     load_encoder(CLIPTextModelWithProjection, single / "text_encoder_2")
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(0.18215, True), (0.2, False)])
+def test_the_scale_that_training_measured_is_the_configs(single: Path, scale: float, fits: bool) -> None:
+    """Latent diffusion's models of unit variance have their scale in the file, and nowhere else."""
+    config = read_json(single / "vae" / "config.json")
+    (single / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.18215}))
+    rewrite(single / "model.safetensors", lambda state: state.update({"scale_factor": torch.tensor(scale)}))
+    if fits:
+        assert load_vae(single).spec.scaling_factor == 0.18215
+        return
+    with pytest.raises(ValueError, match=r"scaling_factor=0.18215, but the weights were trained with 0.2"):
+        load_vae(single)
 
 
 def test_the_last_layer_that_stable_diffusion_2_does_not_use(
@@ -209,6 +246,28 @@ def test_an_archive_of_training_is_read_where_it_holds_tensors_alone(single: Pat
     torch.save({"state_dict": state, "global_step": 7}, single / "model.ckpt")
     unet = load_unet(single, torch.bfloat16)
     assert all(torch.equal(t, expected[name].bfloat16()) for name, t in unet.state_dict().items())
+
+
+def test_latent_diffusions_own_archive(tmp_path: Path) -> None:
+    """A network conditioned on a class, and its vector-quantised autoencoder, as its authors published them."""
+    options = {"block_out_channels": (16, 24), "norm_num_groups": 8, "layers_per_block": 1, "attention_head_dim": 1}
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    unet = UNet2DConditionModel(
+        in_channels=3, out_channels=3, down_block_types=down, up_block_types=up, cross_attention_dim=12, **options
+    )
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vq = VQModel(block_out_channels=(16, 24), norm_num_groups=8, num_vq_embeddings=20, **levels)
+    randomise(unet, 1).save_pretrained(tmp_path / "folder" / "unet")
+    randomise(vq, 2).save_pretrained(tmp_path / "folder" / "vqvae")
+    shutil.copytree(tmp_path / "folder", tmp_path / "own", ignore=shutil.ignore_patterns("*.safetensors"))
+    layout, state = LAYOUT["latent-diffusion"], {}
+    for part in ("unet", "vqvae"):
+        state |= published_part(tmp_path / "folder" / part, layout, part)
+    state |= {"cond_stage_model.embedding.weight": torch.zeros(11, 12), "model_ema.decay": torch.tensor(0.5)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "own" / "model.ckpt")
+    for load in (load_unet, load_vq):
+        expected, network = load(tmp_path / "folder").state_dict(), load(tmp_path / "own")
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
 
 
 def test_where_weights_are_looked_for(single: Path, pair: Callable[[str], tuple[Path, Path]]) -> None:
