@@ -88,6 +88,12 @@ LDM_CLASS = _image(
     attention_head_dim=1,
     cross_attention_dim=512,
 )
+LDM_LAYOUT = {
+    **LDM_CLASS,
+    "block_out_channels": [128, 256, 384, 512],
+    "attention_head_dim": [4, 8, 12, 16],
+    "transformer_layers_per_block": 3,
+}
 RDM_FFHQ = {**LDM_CLASS, "block_out_channels": [224, 448, 672, 896], "attention_head_dim": [7, 14, 21, 28]}
 RDM_768 = _image(
     FIRST_THREE,
@@ -118,6 +124,7 @@ PUBLISHED = {
     "stable-diffusion-2.1": Published({**SD2, "upcast_attention": True}, 865_910_724),
     "latent-diffusion-text": Published({**SD1, "cross_attention_dim": 1280}, 872_300_484),
     "latent-diffusion-class": Published(LDM_CLASS, 400_920_579),
+    "latent-diffusion-layout": Published(LDM_LAYOUT, 246_277_379),
     "retrieval-ffhq": Published(RDM_FFHQ, 414_713_603),
     "retrieval-768": Published(RDM_768, 1_335_480_400),
     "sdxl": Published(_sdxl(), 2_567_463_684),

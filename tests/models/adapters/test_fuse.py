@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
-from peft import LoraConfig
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNetSpatioTemporalConditionModel
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -109,6 +111,91 @@ def test_the_transformer_and_the_video_network_too(tmp_path: Path, relative: Rel
     Fusible(video, tmp_path / "svd" / "unet").carry([Weighted(read_adapter(path), 1.0)])
     changed = {name for name, tensor in video.state_dict().items() if not torch.equal(tensor, before[name])}
     assert temporal and changed == {f"{layer}.weight" for layer in temporal}
+
+
+def injected(network: nn.Module, targets: list[str] | str, seed: int, name: str = "default") -> dict[str, Tensor]:
+    """Give a network of a library a random adapter by means of peft, and return its matrices by peft's names."""
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=5, target_modules=targets), network, adapter_name=name)
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for key, parameter in network.named_parameters():
+        if "lora_" in key and f".{name}." in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 * parameter[0].numel() ** -0.5
+            tensors[key.replace(f".{name}.", ".")] = parameter.data.clone()
+    return tensors
+
+
+def written(path: Path, tensors: dict[str, Tensor], prefix: str) -> Weighted:
+    settings = json.dumps({f"{prefix}.r": RANK, f"{prefix}.lora_alpha": 5})
+    named = {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, path, metadata={"lora_adapter_metadata": settings})
+    return Weighted(read_adapter(path), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # several are what is wanted
+def test_two_adapters_with_scales_are_pefts(sdxl_folder: Path, tmp_path: Path, relative: Relative) -> None:
+    theirs = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet")
+    scales = {"one": 0.4, "two": -0.7}
+    chosen = []
+    for seed, (name, targets) in enumerate({"one": ["to_q", "conv1"], "two": ["to_q", "to_v"]}.items()):
+        theirs.add_adapter(LoraConfig(r=RANK, lora_alpha=5, target_modules=targets), adapter_name=name)
+        generator = torch.Generator().manual_seed(seed)
+        for key, parameter in theirs.named_parameters():
+            if f".{name}." in key:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 * parameter[0].numel() ** -0.5
+        theirs.save_lora_adapter(tmp_path, adapter_name=name, weight_name=f"{name}.safetensors")
+        chosen.append(Weighted(read_adapter(tmp_path / f"{name}.safetensors"), scales[name]))
+    x, context, pooled, numbers = unet_inputs()
+    theirs.set_adapters(list(scales), list(scales.values()))
+    with torch.inference_mode():
+        added = {"text_embeds": pooled, "time_ids": numbers}
+        expected = theirs(x, torch.tensor([321.0]), context, added_cond_kwargs=added).sample
+    network = load_unet(sdxl_folder)
+    fusible = Fusible(network, sdxl_folder / "unet")
+    fusible.carry(chosen)
+    assert relative(unet_output(network), expected) < 1e-5
+    fusible.carry([replace(chosen[0], weight=1.0), chosen[1]])
+    assert relative(unet_output(network), expected) > 1e-3
+
+
+def test_a_text_encoder_with_an_adapter_is_pefts(sdxl_folder: Path, tmp_path: Path, relative: Relative) -> None:
+    folder, tokens = sdxl_folder / "text_encoder", torch.arange(7)[None]
+    network, theirs = load_encoder(CLIPTextModel, folder), load_encoder(CLIPTextModel, folder)
+    tensors = injected(theirs, ["q_proj", "out_proj", "fc1"], 1)
+    wrapped = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    with torch.inference_mode():
+        plain, expected = network(tokens).last_hidden_state, theirs(tokens).last_hidden_state
+        Fusible(network, folder).carry([written(tmp_path / "a.safetensors", wrapped, "text_encoder")])
+        assert relative(network(tokens).last_hidden_state, expected) < 1e-5
+    assert relative(plain, expected) > 1e-2
+
+
+def test_temporal_attention_with_an_adapter_is_pefts(tmp_path: Path, relative: Relative) -> None:
+    """diffusers reads no adapters for its video network; peft itself puts them into any."""
+    write_tiny_svd(tmp_path)
+    theirs = UNetSpatioTemporalConditionModel.from_pretrained(tmp_path / "unet")
+    tensors = injected(theirs, r".*temporal_transformer_blocks.*\.(to_q|to_k|to_v|to_out\.0)", 1)
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(1, 3, 8, 8, 8, generator=generator), torch.randn(1, 1, 28, generator=generator)
+    numbers, time = torch.tensor([[6.0, 127.0, 0.02]]), torch.tensor([1.3])
+    network = load_unet(tmp_path)
+    assert context.shape[-1] == network.spec.context_dim
+    vector = fourier_features(numbers, network.spec.time_id_dim).flatten(1)
+    with torch.inference_mode():
+        plain, expected = network(x, time, context, vector), theirs(x, time, context, added_time_ids=numbers).sample
+        Fusible(network, tmp_path / "unet").carry([written(tmp_path / "a.safetensors", tensors, "unet")])
+        assert relative(network(x, time, context, vector), expected) < 1e-5
+    assert relative(plain, expected) > 1e-3
+
+
+def test_a_file_does_not_change_when_its_mapped_weights_do(sdxl_folder: Path, tmp_path: Path) -> None:
+    network = load_unet(sdxl_folder)
+    path = sdxl_folder / "unet" / WEIGHTS
+    before = path.read_bytes()
+    if Path("/proc/self/maps").exists():
+        assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    adapter = write_peft(tmp_path / "a.safetensors", low_rank(network, linears(network), 1), "unet.")
+    Fusible(network, sdxl_folder / "unet").carry([Weighted(read_adapter(adapter), 1.0)])
+    assert path.read_bytes() == before and same(bits(load_unet(sdxl_folder)), load_file(path))
 
 
 def test_every_naming_of_one_adapter_gives_one_network(sdxl_folder: Path, tmp_path: Path) -> None:
