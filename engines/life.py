@@ -31,8 +31,8 @@ built or not accepted, or did not answer when it was last used; ``dropped``: it 
 but ``engine``."""
 SCALES_FROM = 32
 """Calls whose inputs are kept for the scales of 8 bits."""
-HUNG_S = 45.0
-"""For one call in service. A watchdog allows a minute at least."""
+HUNG_S = 40.0
+"""For one call in service. A watchdog allows a batch, which may be some calls, a minute at least."""
 Samples = Mapping[str, list[tuple[NDArray[np.generic], ...]]]
 """Inputs that occurred, by the network's name; none for one that was not called yet."""
 

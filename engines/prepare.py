@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 _SOURCE = Path(__file__).resolve().parent.parent
 _WITHOUT_GRAPHS = (
     "background.py", "buckets.py", "cache.py", "life.py", "maker.py", "openvino_maker.py", "openvino_session.py",
-    "plan.py", "plan_maker.py", "plan_session.py", "prepare.py", "quality.py", "refused.py", "trial.py",
+    "plan.py", "plan_maker.py", "plan_session.py", "prepare.py", "quality.py", "refit.py", "refused.py",
+    "trial.py",
 )  # fmt: skip
 _CODE = tuple(
     path.relative_to(_SOURCE).as_posix()

@@ -23,7 +23,7 @@ from engines.cache import replace_file
 
 logger = logging.getLogger(__name__)
 
-CHECKS = 4
+CHECKS = 8
 """How often a watch looks in the time that it allows a call."""
 
 

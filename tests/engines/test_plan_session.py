@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import plan, plan_session
+from engines import plan, plan_session, refit
 from engines.plan import load_tensorrt
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is published for Linux on x86-64")
@@ -36,6 +36,8 @@ CALLS = {
     "ICudaEngine": {"create_runtime_config": []},
     "IRuntimeConfig": {"create_runtime_cache": [], "set_runtime_cache": ["cache"]},
     "IRuntimeCache": {"serialize": [], "deserialize": ["blob"]},
+    "OnnxParserRefitter": {"refit_from_file": ["model"]},
+    "Refitter": {"get_missing_weights": [], "refit_cuda_engine": []},
     "ITimingCache": {"serialize": []},
     "IExecutionContext": {
         "set_optimization_profile_async": ["profile_index", "stream_handle"],
@@ -52,7 +54,7 @@ PROPERTIES = {
     "ILayer": ["type", "num_outputs"],
     "ITensor": ["dtype"],
     "IHostMemory": ["nbytes"],
-    "ICudaEngine": ["weight_streaming_budget_v2"],
+    "ICudaEngine": ["weight_streaming_budget_v2", "refittable"],
     "IRuntimeConfig": ["dynamic_shapes_kernel_specialization_strategy"],
 }
 MEMBERS = {
@@ -81,8 +83,10 @@ def test_everything_else_that_is_used_is_there() -> None:
 
 def test_no_call_of_the_bindings_is_left_out() -> None:
     known = {name for calls in (*CALLS.values(), *OVERLOADED.values()) for name in calls}
-    source = "".join(Path(module.__file__ or "").read_text() for module in (plan, plan_session))
-    objects = "builder|network|parser|config|profile|context|_context|_engine|_runtime|engine|runtime|cache|layer"
+    source = "".join(Path(module.__file__ or "").read_text() for module in (plan, plan_session, refit))
+    objects = (
+        "refitter|builder|network|parser|config|profile|context|_context|_engine|_runtime|engine|runtime|cache|layer"
+    )
     called = set(re.findall(rf"\b(?:{objects})\.(\w+)\(", source)) - OF_OTHERS
-    assert "execute_async_v3" in called and "set_shape" in called
+    assert "execute_async_v3" in called and "refit_cuda_engine" in called and "set_shape" in called
     assert called <= known

@@ -5,20 +5,25 @@ A flavour that does not run here is skipped with its own words, so that the summ
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from engines.cache import EngineCache
 from engines.call import examples, outputs_of
 from engines.export import export
 from engines.networks import Network, networks_of
-from engines.plan import PLAN_FILE, PlanOptions, build_plan
+from engines.plan import MODULES, PLAN_FILE, Flavour, PlanOptions, build_plan
 from engines.plan_session import PlanSession
 from engines.precision import TOLERANCE, Precision
+from engines.prepare import build_served
+from engines.quantise import EIGHT_TOLERANCE
 from engines.session import OnnxSession
 from engines.verdict import judge
 from engines.verify import largest_error
+from models.spec.model import Eight
 from tests.support.tiny_xl import write_tiny_xl
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -93,6 +98,55 @@ def test_results_are_in_order_with_the_callers_stream(network: Network, plan: Pa
         got = outputs_of(session(*late))[0] * 1.0
     stream.synchronize()
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("flavour", MODULES)
+def test_weights_are_exchanged_and_put_back(network: Network, tmp_path: Path, flavour: Flavour) -> None:
+    """As for a set of adapters: all that a set changes is weights."""
+    (base, changed), folders = (network.load(), network.load()), [tmp_path / name for name in ("base", "set", "plan")]
+    for parameter in changed.parameters():
+        parameter.data.mul_(1.0 + 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    graphs = []
+    for folder, one in zip(folders, (base, changed), strict=False):
+        folder.mkdir()
+        graphs.append(export(one, network.signature, folder))
+    folders[2].mkdir()
+    architectures = ("current",) if flavour == "tensorrt-rtx" else ()
+    try:
+        build_plan(graphs[0], PlanOptions(flavour, (BUCKET,), architectures, refittable=True), folders[2])
+        session = PlanSession(folders[2] / PLAN_FILE)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"{flavour} on {torch.cuda.get_device_name()}: {error}")
+    inputs, tolerance, numerics = inputs_of(network, 4, seed=0), TOLERANCE["fp32"], session.numerics
+    references = [one.cuda()(*inputs) for one in (base, changed)]
+    assert largest_error(references[1], references[0]) > 10 * tolerance, "else nothing would be seen"
+    before = outputs_of(session(*inputs))[0].clone()
+    assert largest_error(before, references[0]) <= tolerance
+    session.refit(*graphs)
+    assert largest_error(session(*inputs), references[1]) <= tolerance and session.numerics != numerics
+    session.refit(graphs[0])
+    assert torch.equal(outputs_of(session(*inputs))[0], before) and session.numerics == numerics
+    with pytest.raises(RuntimeError):
+        session.refit(graphs[0], tmp_path / "no such graph.onnx")
+    assert torch.equal(outputs_of(session(*inputs))[0], before), "the base is there"
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("flavour", MODULES)
+def test_8_bits_in_half_precision(
+    network: Network, tmp_path: Path, flavour: Flavour, precision: Precision, kind: Eight
+) -> None:
+    eight, cache = replace(network, eight=kind), EngineCache(tmp_path / "cache")
+    samples = [tuple(tensor.cpu() for tensor in inputs_of(network, 4, seed)) for seed in range(4)]
+    try:
+        graph = build_served(eight, cache, precision, samples)
+        build_plan(graph, PlanOptions(flavour, (BUCKET,)), tmp_path)
+        session = PlanSession(tmp_path / PLAN_FILE)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"{flavour} on {torch.cuda.get_device_name()}: {error}")
+    inputs = inputs_of(network, 4, seed=9)
+    assert largest_error(session(*inputs), network.load().cuda()(*inputs)) <= EIGHT_TOLERANCE[kind]
 
 
 def test_onnx_runtime_on_cuda(network: Network, graph: Path) -> None:
