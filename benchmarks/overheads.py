@@ -77,14 +77,14 @@ def preview_cost(bench: Bench, folder: Path, rounds: int) -> dict[str, float]:
     """Processor milliseconds of three previews of a picture: on the device's thread, and beside it for colours,
     encoding and storing."""
     artifacts, previews = ArtifactStore(folder / "artifacts"), Previews()
-    shown = _shown(bench.piece(0, PREVIEWS), bench)  # the first preview of a model is decoded
+    shown = _shown(bench.piece(0, PREVIEWS), bench)  # those of a model without a small decoder need one decoded
     for one in shown:
         if one.pixels is not None:
             previews.learn(one.picture.numerics.id, one.latent, one.pixels)
 
     def show(these: Sequence[Preview]) -> None:
         for one in these:
-            pixels = previews.pixels(one.picture.numerics.id, one.latent)
+            pixels = previews.pixels(one.picture.numerics.id, one.latent) if one.pixels is None else one.pixels
             artifacts.put(encode_preview(pixels, one.picture.request))
 
     plain, watched, beside = list[float](), list[float](), list[float]()
