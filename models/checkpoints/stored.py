@@ -55,8 +55,8 @@ class Stored:
 
     @property
     def scale(self) -> float | None:
-        """What latents were scaled by in training, where a single file states it: latent diffusion measures it for models
-        whose latents have unit variance, and writes it beside the weights alone."""
+        """What latents were scaled by in training, where a single file states it: latent diffusion measures it where
+        latents are to have unit variance, and writes it beside the weights alone."""
         for file in self._all_files:
             if (entry := file.entries.get(_SCALE)) is not None and math.prod(entry.shape) == 1:
                 return float(file.read(_SCALE))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel, VQModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import nn
 
@@ -17,6 +17,7 @@ from models.checkpoints.single_file import UNET, VAE
 from models.checkpoints.stored import shapes
 from models.checkpoints.systems import systems
 from models.unet import UNet
+from tests.support.published_unets import PUBLISHED
 from tests.support.single_files import LAYOUT, key_list, shapes_of
 
 UNETS = {
@@ -37,10 +38,14 @@ def published(cls: type[nn.Module], config: dict[str, Any]) -> nn.Module:
 
 def assert_one_to_one(system: str, part: str, keys: dict[str, torch.Tensor]) -> None:
     """Every parameter has one key whose shape fits, and every key is used."""
-    network = blank_network(systems()[system].parts[part])
+    assert_names_fit(systems()[system].layout, part, systems()[system].parts[part], keys)
+
+
+def assert_names_fit(layout: str, part: str, config: dict[str, Any], keys: dict[str, torch.Tensor]) -> None:
+    network = blank_network(config)
     naming = namings(network).in_single_file
     assert naming is not None
-    sources = {name: naming(LAYOUT[systems()[system].layout], part)(name) for name in shapes(network)}
+    sources = {name: naming(LAYOUT[layout], part)(name) for name in shapes(network)}
     assert all(len(candidates) == 1 for candidates in sources.values())
     assert {candidates[0].name for candidates in sources.values()} == keys.keys()
     for name, shape in shapes(network).items():
@@ -65,6 +70,36 @@ def test_published_autoencoders_in_their_names_and_ours(keys: str) -> None:
     assert shapes_of(converted) == shapes_of(published(AutoencoderKL, config).state_dict())
     assert shapes_of(converted) == shapes(blank_network(config))
     assert_one_to_one(VAES[keys], "vae", listed)
+
+
+CLASS = PUBLISHED["latent-diffusion-class"].config
+QUANTISED = {
+    "_class_name": "VQModel",
+    "block_out_channels": [128, 256, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "layers_per_block": 2,
+    "latent_channels": 3,
+    "num_vq_embeddings": 8192,
+    "vq_embed_dim": 3,
+    "scaling_factor": 1.0,
+}
+"""The autoencoder of four pixels along a side and 8192 entries."""
+
+
+def test_latent_diffusions_own_networks_in_their_names_and_ours() -> None:
+    """Of a class; for the entries diffusers' converter has no name, since they have the same in both."""
+    listed, entries = key_list("vq-f4", VAE), "quantize.embedding.weight"
+    theirs = convert_ldm_unet_checkpoint(dict(key_list("unet-ldm-class", UNET)), CLASS)
+    quantised = convert_ldm_vae_checkpoint(dict(listed), QUANTISED) | {entries: listed[VAE + entries]}
+    for part, cls, config, converted, keys in (
+        ("unet", UNet2DConditionModel, CLASS, theirs, key_list("unet-ldm-class", UNET)),
+        ("vqvae", VQModel, QUANTISED, quantised, listed),
+    ):
+        assert shapes_of(converted) == shapes_of(published(cls, config).state_dict())
+        assert shapes_of(converted) == shapes(blank_network(config))
+        assert_names_fit("latent-diffusion", part, config, keys)
+    assert sum(tensor.numel() for tensor in listed.values()) == 55_322_782
 
 
 def test_the_video_networks_in_their_names_and_ours() -> None:
