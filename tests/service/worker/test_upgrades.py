@@ -6,6 +6,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,7 @@ from engines.trial import build_and_judge
 from models.families import image_to_video
 from models.families.image_to_video import ImageToVideoModel
 from models.spec.model import ModelSpec
+from service.heartbeat import EXIT_CODE
 from service.jobs.job import JobState
 from service.metrics import WorkerMetrics
 from service.settings import ZOO, Settings
@@ -46,6 +49,7 @@ from tests.support.fixed import FixedMaker
 from tests.support.rig import Rig, a_picture, alone, make_request
 from tests.support.tiny_towers import write_tiny_svd
 
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
 
 
@@ -377,6 +381,43 @@ def test_a_checkpoint_is_taken_up_on_the_way_that_made_it(plans: Plans, loaded: 
     assert rig.value("darkroom_resumed_steps_total") > 2
     for job, maker in ((fits, plans.way()), (wide, loaded)):
         assert rig.contents(job) == alone(maker, rig.get(job).request)
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from service import heartbeat
+import torch
+from engines.life import Built, EngineLife
+heartbeat.ALLOWED_S = 4.0
+beats, engine = map(Path, sys.argv[1:])
+life = EngineLife({"unet": Built(engine)}, hung_s=0.5)
+call = life.guarded("unet", lambda x: time.sleep(600.0))
+heartbeat.Heartbeat(beats).beat()
+heartbeat.exit_when_overdue(beats)
+call(torch.ones(1))
+"""
+
+
+def test_a_worker_that_hangs_in_an_engine_ends_and_the_next_one_serves_the_job(
+    upgraded: Upgraded, loaded: LoadedModel, sdxl_engines: Path, tmp_path: Path
+) -> None:
+    engine = find(loaded.model.spec.folder, EngineCache(sdxl_engines))["unet"]
+    job = upgraded.submit(seed=3)
+    upgraded.tick_until(lambda: upgraded.value("darkroom_pieces_in_flight") == 1)
+    hung = subprocess.run([sys.executable, "-c", HANGS, tmp_path / "beats", engine], cwd=ROOT, timeout=300)
+    try:
+        assert hung.returncode == EXIT_CODE, "the watchdog ended it"
+        upgraded.lose_worker()  # its jobs are taken back
+        (tmp_path / "engines").symlink_to(sdxl_engines)
+        settings = Settings(data=tmp_path, backend="onnxruntime", engines="cached", threads=1)
+        life = engine_life(loaded.model.spec, settings, placement(settings))
+        assert life.states == {"unet": "rejected", "vae/decoder": "engine", "vae/encoder": "engine"}
+        upgraded.finish(job)
+        assert upgraded.get(job).state is JobState.COMPLETED
+    finally:
+        allow(engine.parent)
+    assert engine_life(loaded.model.spec, settings, placement(settings)).states["unet"] == "engine"
 
 
 @pytest.mark.parametrize("engines", ["cached", "background", "wait"])
