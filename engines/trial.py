@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from engines.precision import TOLERANCE, TORCH_DTYPE
 from engines.quantise import EIGHT_TOLERANCE
 from engines.refused import Refusal, refusal_of, refuse
 from engines.verdict import Remembered, Sample, Verdict, judge, timed, within
+
+logger = logging.getLogger(__name__)
 
 JUDGED_ON = 4
 """Samples of a network in 8 bits that it is judged on, where there are so many; an engine without scales is judged on
@@ -97,14 +100,22 @@ def _verdict(maker: Maker, network: Network, path: Path, samples: Sequence[Sampl
     if buckets is not None:  # which are filled up to their lanes, and so are strict rows on torch
         whole = [examples(network.signature, sizes) for sizes in buckets.sizes]
         samples = [tuple(tensor.to(maker.device) for tensor in sample) for sample in whole]
-    dtype = TORCH_DTYPE[precision]
-    serving = network.load().to(maker.device, dtype)
+    try:
+        return timed(found, engine, _serving(network, maker.device, TORCH_DTYPE[precision]), samples)
+    except RuntimeError as error:  # as where the memory has no room for both: the engine's numbers are right
+        logger.warning("an engine was not timed", extra={"network": network.name, "error": str(error)})
+        return found
+
+
+def _serving(network: Network, device: str, dtype: torch.dtype) -> Callable[..., Output]:
+    """A network on torch in the precision in which it serves, called as an engine is."""
+    module = network.load().to(device, dtype)
 
     def call(*inputs: torch.Tensor) -> Output:
-        result: Output = serving(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
+        result: Output = module(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
         return result
 
-    return timed(found, engine, call, samples)
+    return call
 
 
 def _opened(maker: Maker, path: Path) -> Session:

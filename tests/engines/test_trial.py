@@ -13,13 +13,15 @@ from torch import Tensor
 
 from engines import verdict
 from engines.cache import EngineCache
-from engines.call import Output, examples
+from engines.call import Output, examples, outputs_of
 from engines.life import Built, Samples
 from engines.maker import OnnxMaker
 from engines.networks import networks_of
+from engines.precision import TOLERANCE
 from engines.prepare import find
 from engines.refused import Refusal, allow, refusal_of
-from engines.trial import build_and_judge
+from engines.trial import _serving, build_and_judge
+from engines.verify import largest_error
 
 pytestmark = pytest.mark.usefixtures("_threads")
 DECODER = "vae/decoder"
@@ -119,6 +121,30 @@ def test_an_engine_that_is_slower_than_torch_is_not_taken_and_not_built_again(
         allow(entry)
     judged = build_and_judge(OnnxMaker(sdxl_folder, maker.cache, 1), [DECODER], samples, 60.0)[DECODER]
     assert judged.path is not None, "its mark was taken away"
+
+
+@pytest.mark.timeout(600)
+def test_an_engine_that_cannot_be_timed_is_taken_for_its_numbers(
+    sdxl_folder: Path, sdxl_engines: Path, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room for both")
+
+    monkeypatch.setattr("engines.trial.timed", full)
+    built = build_and_judge(OnnxMaker(sdxl_folder, EngineCache(sdxl_engines), 1), [DECODER], samples, 60.0)[DECODER]
+    assert built.path is not None and built.verdict is not None and built.verdict.accepted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["unet", DECODER])
+def test_torch_is_timed_in_the_precision_in_which_it_serves(sdxl_folder: Path, name: str, dtype: torch.dtype) -> None:
+    network = networks_of(sdxl_folder)[name]
+    sizes = {"batch": 2, "height": 8, "width": 8, "tokens": 20}
+    inputs = examples(network.signature, {symbol: sizes[symbol] for symbol in network.signature.symbols})
+    with torch.inference_mode():
+        (got,) = outputs_of(_serving(network, "cpu", dtype)(*inputs))
+        (wanted,) = outputs_of(network.load()(*inputs))
+    assert got.dtype == dtype and 0.0 < largest_error(got, wanted) < TOLERANCE["bf16"]
 
 
 @pytest.mark.timeout(600)
