@@ -17,7 +17,6 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from models.checkpoints.clip import clip_names, open_clip_names, t5_names
 from models.checkpoints.single_file import Layout
@@ -42,11 +41,15 @@ def load_encoder(
     """
     network = _blank(cls, folder)
     stored = find_stored(folder, network, encoder_namings(network))
-    state = {name: tensor.to(dtype) for name, tensor in stored.read(mapped=True)}
-    disable_progress_bar()  # a bar for every encoder would fill the worker's log
-    encoder = cls.from_pretrained(None, config=network.config, state_dict=state, dtype=dtype)
-    cast(Any, encoder).to(device)
-    return encoder.eval().requires_grad_(False)
+    kept = _never_in_half_precision(network) if dtype == torch.float16 else frozenset()
+    state = {
+        name: tensor.to(device, torch.float32 if kept.intersection(name.split(".")) else dtype)
+        for name, tensor in stored.read(mapped=True)
+    }
+    network.load_state_dict(state, assign=True)
+    network.tie_weights()
+    _count_positions(network, device)
+    return network.eval().requires_grad_(False)
 
 
 def load_t5_in_8_bits(
@@ -103,6 +106,22 @@ def _blank(cls: type[E], folder: Path) -> E:
             return cls(cast(Any, cls).config_class.from_dict(content))
     except Exception as error:  # the library has errors of its own for what a config may hold
         raise ValueError(f"{path} makes no sense: {error}") from error
+
+
+def _never_in_half_precision(network: PreTrainedModel) -> frozenset[str]:
+    """Names of layers that their library keeps in fp32 where fp16 is asked for: of T5, whose activations overflow."""
+    return frozenset(network._keep_in_fp32_modules or ())
+
+
+def _count_positions(network: PreTrainedModel, device: torch.device | str) -> None:
+    """The one buffer that no file has to hold: positions, from 0."""
+    for module in network.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta and name == "position_ids":
+                positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+                module.register_buffer(name, positions, persistent=False)
+            elif buffer.is_meta:
+                raise ValueError(f"{type(network).__name__} has a buffer {name}, of which no file says what is in it")
 
 
 def encoder_namings(network: PreTrainedModel) -> Namings:

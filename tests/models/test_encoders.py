@@ -11,11 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+)
 
 from models.eight_bit import EightBitLinear
 from models.encoders import encoder_bytes, load_encoder, load_t5_in_8_bits, read_tokenizer
-from tests.support.tiny_towers import write_tiny_sd3
+from tests.support.tiny_towers import write_tiny_sd3, write_tiny_svd
 
 WEIGHTS = "model.safetensors"
 
@@ -38,6 +44,39 @@ def test_it_is_what_transformers_loads(sdxl_folder: Path, tower: Path) -> None:
     assert {p.dtype for p in load_encoder(CLIPTextModelWithProjection, tower, torch.bfloat16).parameters()} == {
         torch.bfloat16
     }
+
+
+def test_every_kind_of_tower_is_what_transformers_loads(tmp_path: Path, t5_folder: Path) -> None:
+    """With its buffers, in each precision."""
+    write_tiny_svd(tmp_path / "svd")
+    pictures = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    for cls, folder, given, name in (
+        (CLIPVisionModelWithProjection, tmp_path / "svd" / "image_encoder", pictures, "image_embeds"),
+        (T5EncoderModel, t5_folder, ids, "last_hidden_state"),
+    ):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            network, theirs = load_encoder(cls, folder, dtype), cls.from_pretrained(folder, dtype=dtype)
+            told, expected = (
+                {key: (t.dtype, tuple(t.shape)) for key, t in (*n.named_parameters(), *n.named_buffers())}
+                for n in (network, theirs)
+            )
+            assert told == expected and not any(tensor.is_meta for tensor in network.buffers())
+            moved = given.to(dtype) if given.is_floating_point() else given
+            with torch.inference_mode():
+                assert torch.equal(getattr(network(moved), name), getattr(theirs.eval()(moved), name))
+
+
+def test_a_buffer_that_no_file_holds_is_named(tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = CLIPTextModelWithProjection.__init__
+
+    def with_a_table(self: CLIPTextModelWithProjection, config: object) -> None:
+        made(self, config)
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+    monkeypatch.setattr(CLIPTextModelWithProjection, "__init__", with_a_table)
+    with pytest.raises(ValueError, match="has a buffer table, of which no file says"):
+        load_encoder(CLIPTextModelWithProjection, tower)
 
 
 @pytest.fixture(scope="module")
