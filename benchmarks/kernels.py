@@ -1,28 +1,32 @@
-"""Every kernel against the best that torch has: ``python -m benchmarks.kernels``, on a CUDA device. See README.md here.
+"""Every kernel against the best that torch has: ``darkroom bench kernels``, on a CUDA device. See README.md here.
 
-``--tune`` tries every candidate tile of every shape class, and writes which one and whether the kernel or torch was
-faster to ``kernels/measured.json``, which the ops read. ``--dry-run`` needs no GPU: it plans everything and measures
-nothing.
+``--tune`` tries every candidate tile of every shape class and everything else that the op can be run as, and writes the
+fastest tile and the fastest implementation to ``kernels/measured.json``, which the ops read. ``--dry-run`` plans
+everything and measures nothing; it needs no GPU.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.ops import OPS
 from benchmarks.report import RESULTS, Target, console, facts, finite, print_rows, print_targets, save
 from benchmarks.timing import Peaks, device, milliseconds, peaks
-from benchmarks.workloads import OPS, WORKLOADS, Workload, maker
+from benchmarks.workloads import WORKLOADS, Workload, maker
 from kernels import tiles
 from kernels.launch import ARCHITECTURES, architecture
+from kernels.temporal_conv import conv3d_temporal_conv
+from kernels.temporal_resnet import torch_temporal_resnet
 from kernels.tiles import MEASURED
 
 SPEEDUPS = {"temporal_attention": 3.0, "temporal_resnet": 2.0, "group_norm": 2.0}
@@ -30,6 +34,8 @@ SPEEDUPS = {"temporal_attention": 3.0, "temporal_resnet": 2.0, "group_norm": 2.0
 LIMIT = 2e-2
 """Largest difference to torch, relative to the largest output: both round to bf16 more than once."""
 Row = dict[str, Any]
+Times = Counter[Any]
+"""Milliseconds, added over workloads."""
 
 
 def main(
@@ -55,7 +61,10 @@ def main(
     print_rows("Milliseconds", tuple(rows[0]), [tuple(row.values()) for row in rows])
     found = targets(rows)
     print_targets(found)
-    outcome = {"rows": rows, "targets": [target.to_json() for target in found]}
+    written = [
+        {key: finite(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    ]
+    outcome = {"rows": written, "targets": [target.to_json() for target in found]}
     save(out, "kernels", {**facts(), "device": device(), "peaks": vars(best), **outcome})
 
 
@@ -77,7 +86,8 @@ def measure(workload: Workload, best: Peaks) -> Row:
     op, inputs = OPS[workload.op], workload.inputs(maker("cuda", torch.bfloat16))
     with torch.inference_mode():
         ours = milliseconds(lambda: op.launch(*inputs))
-        others = {name: milliseconds(call) for name, call in alternatives(workload, inputs).items()}
+        others = {name: _milliseconds(call, f"{workload.op}, {workload.name}, {name}")
+                  for name, call in alternatives(workload, inputs).items()}  # fmt: skip
         difference = relative(op.launch(*inputs), op.eager(*inputs))
     if not difference < LIMIT:
         raise RuntimeError(f"{workload.op}, {workload.name}: kernel and torch differ by {difference:.1e}")
@@ -85,7 +95,7 @@ def measure(workload: Workload, best: Peaks) -> Row:
         "op": workload.op,
         "workload": workload.name,
         "kernel": ours,
-        **{name: others.get(name, math.nan) for name in ("torch", "compiled", "flash", "cudnn")},
+        **{name: others.get(name, math.nan) for name in ("torch", "compiled", "flash", "cudnn", "conv3d")},
         "floor": best.floor_ms(workload.flop, workload.moved_bytes(torch.bfloat16)),
         "speedup": min(others.values()) / ours,
         "difference": difference,
@@ -93,14 +103,12 @@ def measure(workload: Workload, best: Peaks) -> Row:
 
 
 def alternatives(workload: Workload, inputs: tuple[Any, ...]) -> dict[str, Callable[[], Tensor]]:
-    """By name, the same call in torch: its operators, those compiled, and for attention each library behind them."""
-    eager = OPS[workload.op].eager
-    compiled = torch.compile(eager, dynamic=False)
-    calls = {"torch": lambda: eager(*inputs), "compiled": lambda: compiled(*inputs)}
-    if workload.op == "attention":
-        calls["flash"] = lambda: _behind(SDPBackend.FLASH_ATTENTION, eager, inputs)
-        calls["cudnn"] = lambda: _behind(SDPBackend.CUDNN_ATTENTION, eager, inputs)
-    return calls
+    """By name, the same call in torch: its operators, those compiled, and the libraries that it can be told to use."""
+    op = OPS[workload.op]
+    calls = {**op.choices, "torch": op.eager, "compiled": torch.compile(op.eager, dynamic=False)}
+    if workload.op == "temporal_resnet":
+        calls["conv3d"] = partial(torch_temporal_resnet, conv=conv3d_temporal_conv)
+    return {name: partial(call, *inputs) for name, call in calls.items()}
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -124,23 +132,32 @@ def targets(rows: list[Row]) -> list[Target]:
 
 
 def measured(workloads: list[Workload]) -> tiles.Measured:
-    """By op and shape class, the fastest tile over its workloads together, and whether torch is faster than that."""
+    """By op and shape class, what was the fastest over its workloads together: the tile, and what to run."""
     number = architecture(torch.device("cuda"))
     if number is None:
         raise typer.BadParameter("no tiles were chosen for this device")
-    name, table = ARCHITECTURES[number], tiles.Measured()
-    table[name] = {}
+    name, found = ARCHITECTURES[number], json.loads(MEASURED.read_text()).get(ARCHITECTURES[number], {})
+    # Without its kernel a temporal residual block is other ops, which run as they were measured before.
+    ops = sorted({workload.op for workload in workloads}, key=lambda op: (op == "temporal_resnet", op))
+    for op in ops:
+        found[op] = _measured_op([workload for workload in workloads if workload.op == op], name, found)
+    return {name: {op: found[op] for op in ops}}
+
+
+def _measured_op(workloads: list[Workload], name: str, found: Row) -> Row:
+    """The rows of one op on the architecture of that name, with what was ``found`` of others in place."""
+    rows: dict[str, tuple[Times, Times]] = {}
     for workload in workloads:
         op, inputs = OPS[workload.op], workload.inputs(maker("cuda", torch.bfloat16))
         kind = op.shape_class(*inputs)
-        row = table[name].setdefault(workload.op, {}).setdefault(kind, {"times": {}, "torch_ms": 0.0})
+        tile_ms, other_ms = rows.setdefault(kind, (Counter(), Counter()))
         for i in range(len(op.tiles.candidates[kind])):
-            forced = {name: {workload.op: {kind: {"backend": "triton", "tile": i}}}}
-            if workload.op == "temporal_resnet":  # its convolutions have the tiles of temporal_conv
-                forced[name]["temporal_conv"] = forced[name]["temporal_resnet"]
-            row["times"][i] = row["times"].get(i, 0.0) + _forced_ms(workload, inputs, forced)
-        row["torch_ms"] += min(milliseconds(call) for call in alternatives(workload, inputs).values())
-    return {name: {op: {kind: _fastest(row) for kind, row in kinds.items()} for op, kinds in table[name].items()}}
+            with tiles.using({name: {**found, workload.op: {kind: {"backend": "triton", "tile": i}}}}):
+                tile_ms[i] += _milliseconds(partial(op.launch, *inputs), f"{workload.op}, {workload.name}, tile {i}")
+        with tiles.using({name: found}):
+            for other, call in op.choices.items():
+                other_ms[other] += _milliseconds(partial(call, *inputs), f"{workload.op}, {workload.name}, {other}")
+    return {kind: _fastest(*times) for kind, times in rows.items()}
 
 
 def write_measured(table: tiles.Measured) -> None:
@@ -153,29 +170,22 @@ def write_measured(table: tiles.Measured) -> None:
     console.print(f"written to {MEASURED}")
 
 
-def _forced_ms(workload: Workload, inputs: tuple[Any, ...], forced: tiles.Measured) -> float:
-    with tiles.using(forced), torch.inference_mode():
+def _milliseconds(call: Callable[[], Tensor], name: str) -> float:
+    """Time of a call; infinite if it cannot be made."""
+    with torch.inference_mode():
         try:
-            return milliseconds(lambda: OPS[workload.op].launch(*inputs))
-        except Exception as error:  # Triton's own: a tile that takes more shared memory or registers than there are
-            console.print(f"{workload.op}, {workload.name}, {forced}: {error}", soft_wrap=True)
+            return milliseconds(call)
+        except Exception as error:  # a tile larger than the shared memory, heads that a library does not take
+            console.print(f"{name}: {error}", soft_wrap=True)
             return math.inf
 
 
-def _fastest(row: dict[str, Any]) -> dict[str, Any]:
-    best = min(row["times"], key=row["times"].__getitem__)
-    backend = "triton" if row["times"][best] < row["torch_ms"] else "torch"
-    return {
-        "backend": backend,
-        "tile": best,
-        "triton_ms": finite(row["times"][best]),
-        "torch_ms": finite(row["torch_ms"]),
-    }
-
-
-def _behind(backend: SDPBackend, call: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Tensor:
-    with sdpa_kernel(backend):
-        return call(*inputs)
+def _fastest(tile_ms: Times, other_ms: Times) -> Row:
+    """A row of the table; times are there for whoever reads it, null for what cannot be run."""
+    tile = min(tile_ms, key=tile_ms.__getitem__)
+    times = {"triton": tile_ms[tile], **other_ms}
+    ms = {name: finite(value) for name, value in times.items()}
+    return {"backend": min(times, key=times.__getitem__), "tile": tile, "ms": ms}
 
 
 if __name__ == "__main__":

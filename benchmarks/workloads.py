@@ -9,41 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kernels import (
-    adaln,
-    attention,
-    blend,
-    geglu,
-    group_norm_silu,
-    rms_norm,
-    solver_step,
-    temporal_attention,
-    temporal_conv,
-    temporal_resnet,
-)
-from kernels.adaln import (
-    launch_gated_residual,
-    launch_modulate,
-    plan_gated_residual,
-    plan_modulate,
-    torch_gated_residual,
-    torch_modulate,
-)
-from kernels.attention import launch_attention, plan_attention, torch_attention
-from kernels.blend import launch_blend, plan_blend, torch_blend
-from kernels.geglu import launch_geglu, plan_geglu, torch_geglu
-from kernels.group_norm_silu import launch_group_norm, plan_group_norm, torch_group_norm
-from kernels.launch import Plan
-from kernels.rms_norm import launch_rms_norm, plan_rms_norm, torch_rms_norm
-from kernels.solver_step import launch_solver_step, plan_solver_step, torch_solver_step
-from kernels.temporal_attention import (
-    launch_temporal_attention,
-    plan_temporal_attention,
-    torch_temporal_attention,
-)
-from kernels.temporal_conv import Around, launch_temporal_conv, plan_conv, torch_temporal_conv
-from kernels.temporal_resnet import launch_temporal_resnet, plan_temporal_resnet, torch_temporal_resnet
-from kernels.tiles import TileTable
+from benchmarks.ops import OPS
 
 
 class Maker(Protocol):
@@ -51,19 +17,6 @@ class Maker(Protocol):
 
     def __call__(self, *shape: int, full: bool = False) -> Tensor:
         """In the dtype under test, or in fp32 where it is ``full``."""
-
-
-@dataclass(frozen=True)
-class Op:
-    """One op three times."""
-
-    plan: Callable[..., Plan]
-    """Takes the call's arguments and the architecture."""
-    launch: Callable[..., Tensor]
-    eager: Callable[..., Tensor]
-    tiles: TileTable
-    shape_class: Callable[..., str] = lambda *_: "all"
-    """Takes the call's arguments."""
 
 
 @dataclass(frozen=True)
@@ -83,50 +36,6 @@ class Workload:
         inputs = self.inputs(maker("meta", dtype))
         tensors = [*_tensors(inputs), OPS[self.op].eager(*inputs)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _plan_temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, frames: int, architecture: int) -> Plan:
-    conv = plan_conv(x, weight, bias, frames, Around(), architecture)
-    return Plan(conv.y, (conv.launch,))
-
-
-OPS = {
-    "attention": Op(
-        plan_attention,
-        launch_attention,
-        torch_attention,
-        attention.TILES,
-        lambda query, key, _value, heads, _causal: attention.shape_class(query.shape[2] // heads, key.shape[1]),
-    ),
-    "blend": Op(plan_blend, launch_blend, torch_blend, blend.TILES),
-    "gated_residual": Op(plan_gated_residual, launch_gated_residual, torch_gated_residual, adaln.GATE_TILES),
-    "geglu": Op(plan_geglu, launch_geglu, torch_geglu, geglu.TILES),
-    "group_norm": Op(plan_group_norm, launch_group_norm, torch_group_norm, group_norm_silu.TILES),
-    "modulate": Op(plan_modulate, launch_modulate, torch_modulate, adaln.MODULATE_TILES),
-    "rms_norm": Op(plan_rms_norm, launch_rms_norm, torch_rms_norm, rms_norm.TILES),
-    "solver_step": Op(plan_solver_step, launch_solver_step, torch_solver_step, solver_step.TILES),
-    "temporal_attention": Op(
-        plan_temporal_attention,
-        launch_temporal_attention,
-        torch_temporal_attention,
-        temporal_attention.TILES,
-        lambda query, _key, _value, heads: temporal_attention.shape_class(query, heads),
-    ),
-    "temporal_conv": Op(
-        _plan_temporal_conv,
-        launch_temporal_conv,
-        torch_temporal_conv,
-        temporal_conv.TILES,
-        lambda _x, weight, *_: temporal_conv.shape_class(weight.shape[0]),
-    ),
-    "temporal_resnet": Op(
-        plan_temporal_resnet,
-        launch_temporal_resnet,
-        torch_temporal_resnet,
-        temporal_resnet.TILES,
-        lambda x, *_: temporal_conv.shape_class(x.shape[2]),
-    ),
-}
 
 
 def maker(device: str, dtype: torch.dtype) -> Maker:
@@ -158,10 +67,15 @@ def _temporal_attention(name: str, batch: int, frames: int, pixels: int, heads: 
     return Workload("temporal_attention", f"{name}: {frames} frames, {pixels} pixels, {heads} x {head_dim}", inputs)
 
 
+def _taps(make: Maker, channels: int) -> Tensor:
+    """[C, C, 3, 1, 1], in memory as a network on a GPU has it: taps, then input channels, then output channels."""
+    return make(3, channels, channels).permute(2, 1, 0)[..., None, None]
+
+
 def _conv(name: str, batch: int, frames: int, pixels: int, channels: int) -> Workload:
     def inputs(make: Maker) -> tuple[Any, ...]:
         x = make(batch, frames * pixels, channels)
-        return x, make(channels, channels, 3, 1, 1), make(channels), frames
+        return x, _taps(make, channels), make(channels), frames
 
     flop = 6.0 * batch * frames * pixels * channels**2
     return Workload("temporal_conv", f"{name}: {frames} frames, {pixels} pixels, {channels} channels", inputs, flop)
@@ -172,7 +86,7 @@ def _resnet(name: str, batch: int, frames: int, pixels: int, channels: int, time
         weights = [
             tensor
             for _ in range(2)
-            for tensor in (make(channels), make(channels), make(channels, channels, 3, 1, 1), make(channels))
+            for tensor in (make(channels), make(channels), _taps(make, channels), make(channels))
         ]
         added = make(batch, frames, channels) if timed else None
         return make(batch, frames * pixels, channels), weights, added, make(batch, frames, full=True), 32, 1e-5

@@ -11,11 +11,15 @@ next one, which would take up to 1.6 times the shared memory.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernels.backend import may_run, takes_kernel, unfit_channels
+from kernels.backend import choose, may_run, unfit_channels
 from kernels.custom_op import custom_op, like_first
 from kernels.language import jit, tl
 from kernels.launch import Launch, Plan, Tile, cdiv, next_power_of_2, planned_for
@@ -54,6 +58,11 @@ SHORT = 128
 """Keys up to here are few: a prompt of 77 tokens wastes less in steps of 16."""
 WIDEST = 256
 """Channels of a head. The autoencoder's one head of 512 stays on torch."""
+LIBRARIES = {
+    "flash": (SDPBackend.FLASH_ATTENTION, can_use_flash_attention),
+    "cudnn": (SDPBackend.CUDNN_ATTENTION, can_use_cudnn_attention),
+}
+"""By implementation, its name in torch, and what says whether it takes some inputs."""
 
 
 def attention_reference(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
@@ -162,9 +171,31 @@ def launch_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, caus
 
 
 def torch_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool) -> Tensor:
-    """:func:`attention` in torch's operators: on CUDA the libraries behind them, flash or cuDNN."""
+    """:func:`attention` in torch's operators: on CUDA the library behind them that torch prefers."""
     q, k, v = (_split_heads(t, heads) for t in (query, key, value))
     return _merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
+
+
+def library_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool, library: str) -> Tensor:
+    """:func:`torch_attention` by one of :data:`LIBRARIES`, which takes the inputs: ask :func:`unfit_library` first."""
+    order = [LIBRARIES[library][0]]
+    if not torch.compiler.is_compiling():
+        # The order is the whole process's: what another thread runs meanwhile may be nothing for this library. While
+        # a network is traced there is nobody else, and torch refuses what does not fit.
+        order += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return torch_attention(query, key, value, heads, causal)
+
+
+def unfit_library(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool, library: str) -> str:
+    """What keeps the inputs from one of :data:`LIBRARIES`, as torch sees it; empty if nothing."""
+    if torch.compiler.is_compiling():  # torch cannot be asked while it traces
+        return unfit_channels(query, key, value)
+    q, k, v = (_split_heads(t, heads) for t in (query, key, value))
+    if LIBRARIES[library][1](SDPAParams(q, k, v, None, 0.0, causal, False)):
+        return ""
+    kind = f"{q.shape[2]} x {k.shape[2]}, {heads} x {q.shape[3]}, {query.dtype}{', causal' * causal}"
+    return f"{library} does not take {kind} on {query.device}"
 
 
 _attention = custom_op("attention", launch_attention, torch_attention, like_first)
@@ -185,8 +216,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: boo
     """
     if may_run(query):
         inputs, kind = (query, key, value), shape_class(query.shape[-1] // heads, key.shape[1])
-        if takes_kernel(TILES, kind, inputs, unfit_heads(inputs, heads)):
+        by_library = partial(unfit_library, query, key, value, heads, causal)
+        implementation = choose(TILES, kind, inputs, unfit_heads(inputs, heads), by_library)
+        if implementation == "triton":
             return _attention(query, key, value, heads, causal)
+        if implementation != "torch":
+            return library_attention(query, key, value, heads, causal, implementation)
     return torch_attention(query, key, value, heads, causal)
 
 

@@ -1,9 +1,10 @@
-"""Which implementation an op runs: its Triton kernel, or torch's own operators.
+"""Which implementation an op runs: its Triton kernel, torch's own operators, or a library that torch can be told to.
 
-CPU tensors always take torch, and so does whatever needs gradients: the kernels have none. For CUDA tensors each op has
-a switch. ``auto`` runs what was measured to be faster on that architecture and shape; where nothing was measured, the
-kernel, except for ops that a vendor's library has too. ``triton`` and ``torch`` say which, and an input that the kernel
-does not take is then an error, never another path. Every choice that is made is logged once and listed by ``chosen``.
+CPU tensors always take torch, and no kernel runs where gradients are needed: the kernels have none. For CUDA tensors
+each op has a switch. ``auto`` runs what was measured to be the fastest on that architecture and shape class; where
+nothing was measured, the kernel, except for ops that a vendor's library has too; and torch where the inputs do not suit
+that. Any other setting names an implementation, and inputs that it does not take are then an error, never another path.
+Every choice and every reason against one is logged once, and ``chosen`` lists the choices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from kernels.language import HAS_TRITON, INTERPRETED
 from kernels.launch import architecture
-from kernels.tiles import TileTable, fingerprint
+from kernels.tiles import MEASURED, TileTable, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,18 @@ OPS = (
     "attention", "blend", "gated_residual", "geglu", "group_norm", "modulate", "rms_norm", "solver_step",
     "temporal_attention", "temporal_conv", "temporal_resnet",
 )  # fmt: skip
-BACKENDS = ("auto", "triton", "torch")
+IMPLEMENTATIONS = {
+    **dict.fromkeys(OPS, ("triton", "torch")),
+    "attention": ("triton", "torch", "flash", "cudnn"),
+    "temporal_conv": ("triton", "torch", "conv3d"),
+}
+"""By op, what can run. ``torch`` is what torch takes by itself."""
 UNMEASURED = {"attention": "torch", "temporal_conv": "torch"}
 """What ``auto`` takes before anything was measured, where it is not the kernel."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _selected: dict[str, str] = {}
-_chosen: set[tuple[str, str]] = set()
+_chosen: set[tuple[str, str, str]] = set()
 
 
 def read_switches(text: str) -> dict[str, str]:
@@ -74,8 +80,8 @@ def selected(backends: Mapping[str, str]) -> Iterator[None]:
 
 
 def chosen() -> tuple[tuple[str, str], ...]:
-    """(op, ``triton`` or ``torch``) of every choice made so far for CUDA tensors, sorted."""
-    return tuple(sorted(_chosen))
+    """(op, implementation) of every choice made so far for CUDA tensors, sorted."""
+    return tuple(sorted({(op, implementation) for op, implementation, _ in _chosen}))
 
 
 def numerics() -> str:
@@ -91,37 +97,59 @@ def may_run(tensor: Tensor) -> bool:
     return tensor.is_cuda or INTERPRETED
 
 
-def takes_kernel(table: TileTable, shape_class: str, inputs: tuple[Tensor | None, ...], unfit: str = "") -> bool:
-    """Whether an op runs its kernel on these inputs, which are where kernels may run.
+def choose(
+    table: TileTable,
+    shape_class: str,
+    inputs: tuple[Tensor | None, ...],
+    unfit: str = "",
+    unfit_library: Callable[[str], str] = lambda _: "",
+) -> str:
+    """Which implementation an op runs on these inputs, which are where kernels may run.
 
     Args:
         table: the op's tiles.
         shape_class: of these inputs.
         inputs: every tensor of the call; the first decides the device and the dtype.
         unfit: what in the shapes or strides the kernel does not take; empty if nothing.
+        unfit_library: what the library of that name does not take; empty if nothing. Asked of the one that is wanted.
 
     Raises:
-        ValueError: the switch says ``triton``, and the kernel cannot run on these inputs.
+        ValueError: the switch names an implementation that cannot run on these inputs, or the table one that there is
+            none of.
     """
     first = inputs[0]
     assert first is not None and may_run(first)
     op, setting = table.op, _selected.get(table.op, "auto")
-    obstacle = unfit or _obstacle(inputs)
-    if setting == "triton" and obstacle:
-        raise ValueError(f"{op}: the backend is 'triton', and {obstacle}")
-    wanted = setting
-    if setting == "auto":
-        number = architecture(first.device)
-        fastest = None if obstacle or number is None else table.fastest(shape_class, number)
-        wanted = fastest or UNMEASURED.get(op, "triton")
-    kernel = wanted == "triton" and not obstacle
-    _note(op, "triton" if kernel else "torch", obstacle)
-    return kernel
+    wanted = _fastest(table, shape_class, architecture(first.device)) if setting == "auto" else setting
+    obstacle = ""
+    if wanted == "triton":
+        obstacle = unfit or _obstacle(inputs)
+    elif wanted != "torch":
+        obstacle = unfit_library(wanted)
+    if obstacle and setting != "auto":
+        raise ValueError(f"{op}: the backend is {setting!r}, and {obstacle}")
+    implementation = "torch" if obstacle else wanted
+    _note(op, implementation, obstacle)
+    return implementation
+
+
+def takes_kernel(table: TileTable, shape_class: str, inputs: tuple[Tensor | None, ...], unfit: str = "") -> bool:
+    """:func:`choose` for an op that has its kernel and torch alone: whether the kernel runs."""
+    return choose(table, shape_class, inputs, unfit) == "triton"
 
 
 def unfit_channels(*tensors: Tensor) -> str:
     """What keeps tensors [..., C] from a kernel that reads channels side by side; empty if nothing."""
     return "" if all(tensor.stride(-1) == 1 for tensor in tensors) else "the channels are not contiguous"
+
+
+def _fastest(table: TileTable, shape_class: str, number: int | None) -> str:
+    """What ``auto`` wants on that architecture."""
+    measured = None if number is None else table.fastest(shape_class, number)
+    if measured is not None and measured not in IMPLEMENTATIONS[table.op]:
+        names = ", ".join(IMPLEMENTATIONS[table.op])
+        raise ValueError(f"{MEASURED.name}: {table.op}, {shape_class}: backend={measured!r}: expected one of {names}")
+    return measured or UNMEASURED.get(table.op, "triton")
 
 
 def _obstacle(inputs: tuple[Tensor | None, ...]) -> str:
@@ -141,14 +169,15 @@ def _check(backends: Mapping[str, str]) -> None:
     for op, backend in backends.items():
         if op not in OPS:
             raise ValueError(f"kernel {op!r}: expected one of {', '.join(OPS)}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend of kernel {op}={backend!r}: expected one of {', '.join(BACKENDS)}")
+        if backend not in ("auto", *IMPLEMENTATIONS[op]):
+            names = ", ".join(("auto", *IMPLEMENTATIONS[op]))
+            raise ValueError(f"backend of kernel {op}={backend!r}: expected one of {names}")
 
 
-def _note_once(op: str, backend: str, obstacle: str) -> None:
-    if (op, backend) not in _chosen:
-        _chosen.add((op, backend))
-        logger.info("kernel %s runs on %s%s", op, backend, f": {obstacle}" if obstacle else "")
+def _note_once(op: str, implementation: str, obstacle: str) -> None:
+    if (op, implementation, obstacle) not in _chosen:
+        _chosen.add((op, implementation, obstacle))
+        logger.info("kernel %s runs on %s%s", op, implementation, f": {obstacle}" if obstacle else "")
 
 
 # A network that is compiled notes its choices while it is traced, and the graph holds nothing of it.

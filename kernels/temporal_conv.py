@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import may_run, takes_kernel
+from kernels.backend import choose, may_run
 from kernels.custom_op import custom_op
 from kernels.language import jit, tl
 from kernels.launch import Launch, Plan, Tile, cdiv, planned_for
@@ -172,11 +172,12 @@ def plan_conv(
     frames: int,
     around: Around,
     architecture: int,
+    table: TileTable = TILES,
 ) -> ConvPlan:
-    """The launch of a convolution with what is around it."""
+    """The launch of a convolution with what is around it, by tiles of a ``table`` with the candidates of ours."""
     batch, rows, channels = x.shape
     outputs = weight.shape[0]
-    tile = TILES.tile(shape_class(outputs), architecture)
+    tile = table.tile(shape_class(outputs), architecture)
     block_m, pixels = tile.sizes["BM"], rows // frames
     tiles = cdiv(rows, block_m)
     y = x.new_empty(batch, rows, outputs)
@@ -210,9 +211,16 @@ def launch_temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, frames:
 
 
 def torch_temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, frames: int) -> Tensor:
-    """The same in torch's operators."""
+    """The same in torch's operators: a 2-D convolution, all pixels of a frame being one axis."""
     clip = x.unflatten(1, (frames, -1)).permute(0, 3, 1, 2)
     return F.conv2d(clip, weight.squeeze(-1), bias, padding=(1, 0)).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def conv3d_temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, frames: int) -> Tensor:
+    """The same as the published 3-D convolution, for which cuDNN has other kernels than for a 2-D one."""
+    # The last axis has one pixel, and a stride by which torch knows the memory for channels-last.
+    clip = x.unflatten(1, (frames, -1, 1)).permute(0, 4, 1, 2, 3)
+    return F.conv3d(clip, weight, bias, padding=(1, 0, 0)).permute(0, 2, 3, 4, 1).flatten(1, 3)
 
 
 def empty_temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, frames: int) -> Tensor:  # noqa: ARG001
@@ -235,9 +243,13 @@ def temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         [B, T, O, H, W]; in memory its frames may lie behind its channels.
     """
     batch, frames, channels, height, width = x.shape
-    if may_run(x) and takes_kernel(TILES, shape_class(weight.shape[0]), (x, weight, bias), unfit_clip(x, weight)):
-        rows = x.movedim(2, -1).flatten(1, -2)
-        return _temporal_conv(rows, weight, bias, frames).view(batch, frames, height, width, -1).movedim(-1, 2)
+    if may_run(x):
+        inputs, unfit = (x, weight, bias), unfit_clip(x, weight)
+        implementation = choose(TILES, shape_class(weight.shape[0]), inputs, unfit, lambda _: unfit_memory(x))
+        if implementation != "torch":
+            run = _temporal_conv if implementation == "triton" else conv3d_temporal_conv
+            y = run(x.movedim(2, -1).flatten(1, -2), weight, bias, frames)
+            return y.view(batch, frames, height, width, -1).movedim(-1, 2)
     # All pixels of a frame as one axis: the CPU's 2-D convolution takes about two thirds of the time of its 3-D one.
     h = x.transpose(1, 2).reshape(batch, channels, frames, height * width)
     y = F.conv2d(h, weight.squeeze(-1), bias, padding=(1, 0))
@@ -250,4 +262,9 @@ def unfit_clip(x: Tensor, weight: Tensor) -> str:
         return f"channels={x.shape[2]} in and {weight.shape[0]} out are not multiples of 8"
     if x[0].numel() >= 2**31 or x[0, :, 0].numel() * weight.shape[0] >= 2**31:
         return "one clip has 2^31 elements or more"
+    return unfit_memory(x)
+
+
+def unfit_memory(x: Tensor) -> str:
+    """What keeps a clip [B, T, C, H, W] from being read as [B, T * P, C]; empty if nothing."""
     return "" if x.movedim(2, -1).is_contiguous() else "the memory is not channels-last"

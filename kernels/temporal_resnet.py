@@ -14,6 +14,7 @@ Only h and y are written; op by op it would be every line of the formula.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -88,13 +89,13 @@ def plan_temporal_resnet(
     statistics, mean, m2, chunk = plan_statistics(x, architecture)
     merge, scale, shift = plan_merge(mean, m2, rows, chunk, first.norm_weight, first.norm_bias, groups, eps)
     around = Around(scale, shift, added=added, statistics=True)
-    conv = plan_conv(x, first.weight, first.bias, frames, around, architecture)
+    conv = plan_conv(x, first.weight, first.bias, frames, around, architecture, TILES)
     assert conv.mean is not None and conv.m2 is not None
     again, scale, shift = plan_merge(
         conv.mean, conv.m2, rows, conv.chunk, second.norm_weight, second.norm_bias, groups, eps
     )
     around = Around(scale, shift, residual=x, gain=gain)
-    last = plan_conv(conv.y, second.weight, second.bias, frames, around, architecture)
+    last = plan_conv(conv.y, second.weight, second.bias, frames, around, architecture, TILES)
     return Plan(last.y, (statistics, merge, conv.launch, again, last.launch))
 
 
@@ -106,16 +107,22 @@ def launch_temporal_resnet(
 
 
 def torch_temporal_resnet(
-    x: Tensor, weights: list[Tensor], added: Tensor | None, gain: Tensor, groups: int, eps: float
+    x: Tensor,
+    weights: list[Tensor],
+    added: Tensor | None,
+    gain: Tensor,
+    groups: int,
+    eps: float,
+    conv: Callable[..., Tensor] = torch_temporal_conv,
 ) -> Tensor:
-    """The same in torch's operators."""
+    """The same in torch's operators, with one of torch's ways to convolve."""
     first, second, frames = NormedConv(*weights[:4]), NormedConv(*weights[4:]), gain.shape[1]
     h = torch_group_norm(x, first.norm_weight, first.norm_bias, groups, eps, True)
-    h = torch_temporal_conv(h, first.weight, first.bias, frames).unflatten(1, (frames, -1))
+    h = conv(h, first.weight, first.bias, frames).unflatten(1, (frames, -1))
     if added is not None:
         h = h + added[:, :, None]
     h = torch_group_norm(h.flatten(1, 2), second.norm_weight, second.norm_bias, groups, eps, True)
-    h = torch_temporal_conv(h, second.weight, second.bias, frames).unflatten(1, (frames, -1))
+    h = conv(h, second.weight, second.bias, frames).unflatten(1, (frames, -1))
     share: Tensor = gain.to(x.dtype)[..., None, None] * h
     return x + share.flatten(1, 2)
 

@@ -1,26 +1,28 @@
 """Which tile a kernel runs with, by op, shape class and architecture: a table, not a search at run time.
 
 Tiles come from the op's own file, where the first candidate of a shape class is its default. ``measured.json`` beside
-this file overrides it, and also says where torch's own operator was the faster one; ``python -m benchmarks.kernels
---tune`` writes it on the GPU it runs on, and nothing is in it that was not measured.
+this file overrides it, and also names the implementation that was the fastest; ``darkroom bench kernels --tune`` writes
+it on the GPU it runs on, and nothing is in it that was not measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kernels.launch import ARCHITECTURES, INTERPRETER, Tile
 
 MEASURED = Path(__file__).parent / "measured.json"
 Measured = dict[str, dict[str, dict[str, dict[str, Any]]]]
-"""{architecture: {op: {shape class: {"backend": "triton" or "torch", "tile": index of the candidate}}}}"""
+"""{architecture: {op: {shape class: {"backend": implementation, "tile": index of the kernel's candidate}}}}"""
 
 _in_place: list[Measured] = []
 
@@ -51,9 +53,8 @@ class TileTable:
         return self.candidates[shape_class][row["tile"] if row else index]
 
     def fastest(self, shape_class: str, architecture: int) -> str | None:
-        """``triton`` or ``torch``, whichever was the faster one where it was measured; None where it was not."""
-        row = _measured_row(self.op, shape_class, architecture)
-        return row["backend"] if row else None
+        """The implementation that was the fastest where it was measured; None where it was not."""
+        return _measured_backend(self.op, shape_class, architecture)
 
 
 def fingerprint() -> str:
@@ -80,6 +81,15 @@ def _measured_row(op: str, shape_class: str, architecture: int) -> dict[str, Any
     by_op = (_in_place[-1] if _in_place else _measured()).get(ARCHITECTURES.get(architecture, ""), {})
     row: dict[str, Any] | None = by_op.get(op, {}).get(shape_class)
     return row
+
+
+def _read_backend(op: str, shape_class: str, architecture: int) -> str | None:
+    row = _measured_row(op, shape_class, architecture)
+    return row["backend"] if row else None
+
+
+# A network cannot read a file while it is traced.
+_measured_backend: Callable[[str, str, int], str | None] = torch.compiler.assume_constant_result(_read_backend)
 
 
 @lru_cache(maxsize=1)

@@ -8,12 +8,16 @@ from torch import Tensor
 
 from benchmarks.denoise_step import CASES as FORWARDS
 from benchmarks.denoise_step import TORCH, on_gpu
-from benchmarks.workloads import OPS, WORKLOADS, Workload, maker
-from kernels.attention import launch_attention
+from benchmarks.ops import OPS
+from benchmarks.workloads import WORKLOADS, Workload, maker
+from kernels import tiles
+from kernels.attention import attention, launch_attention
 from kernels.backend import chosen, selected
 from kernels.group_norm_silu import launch_group_norm
+from kernels.launch import ARCHITECTURES, architecture
 from kernels.solver_step import launch_solver_step
 from kernels.temporal_attention import launch_temporal_attention
+from kernels.temporal_conv import temporal_conv
 from models.layout import channels_last
 from models.video_blocks import TemporalResnetBlock
 from tests.kernels.cases import CASES, TOLERANCES, Case, attention_case, conv_case, group_norm_case, resnet_case
@@ -28,6 +32,12 @@ LARGE = (
     resnet_case(2, 14, 130, 320, 32),
     group_norm_case(2, 10007, 640, 32),
 )
+RUNS_AS = {
+    ("attention", "flash"): "aten::_scaled_dot_product_flash_attention",
+    ("attention", "cudnn"): "aten::_scaled_dot_product_cudnn_attention",
+    ("temporal_conv", "conv3d"): "aten::conv3d",
+}
+"""By op and library, the operator of torch that is it."""
 FORWARD_LIMIT = 5e-2
 """Largest difference of a bf16 forward, relative to the largest output."""
 
@@ -44,6 +54,67 @@ def test_workloads_of_published_networks(workload: Workload) -> None:
     op, inputs = OPS[workload.op], workload.inputs(maker("cuda", torch.bfloat16))
     result, expected = op.launch(*inputs).float(), op.eager(*inputs).float()
     assert float((result - expected).abs().max() / expected.abs().max()) < 2e-2
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: f"{workload.op}, {workload.name}")
+@torch.inference_mode()
+def test_whatever_can_be_dispatched_computes_the_same(workload: Workload) -> None:
+    op, inputs = OPS[workload.op], workload.inputs(maker("cuda", torch.bfloat16))
+    expected = op.eager(*inputs).float()
+    for name, call in op.choices.items():
+        try:
+            result = call(*inputs).float()
+        except ValueError as error:
+            assert (workload.op, name) in RUNS_AS and "does not take" in str(error)
+            continue
+        rows = result.movedim(2, -1).reshape(expected.shape) if result.shape != expected.shape else result
+        assert float((rows - expected).abs().max() / expected.abs().max()) < 2e-2, name
+
+
+@pytest.mark.parametrize(("op", "name"), list(RUNS_AS))
+@torch.inference_mode()
+def test_the_library_that_the_table_names_runs(op: str, name: str) -> None:
+    """And another one where the table names that."""
+    make, number = maker("cuda", torch.bfloat16), architecture(torch.device("cuda"))
+    assert number is not None
+    if op == "attention":
+        kind, inputs, run = "d64", (make(2, 256, 320), make(2, 200, 320), make(2, 200, 320), 5), attention
+    else:
+        clip = make(1, 5, 8, 16, 64).movedim(-1, 2)
+        kind, inputs, run = "thirds", (clip, make(64, 64, 3, 1, 1), make(64)), temporal_conv
+    with selected({op: "torch"}):
+        expected = run(*inputs)
+    for backend in (name, "triton"):
+        table = {ARCHITECTURES[number]: {op: {kind: {"backend": backend, "tile": 0}}}}
+        with tiles.using(table), selected({op: "auto"}), torch.profiler.profile() as profile:
+            result = run(*inputs)
+        assert (op, backend) in chosen()
+        assert (RUNS_AS[op, name] in {event.name for event in profile.events()}) == (backend == name)
+        assert float((result - expected).abs().max() / expected.abs().max()) < 2e-2
+
+
+@torch.inference_mode()
+def test_a_library_falls_back_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(1, 130, 64, device="cuda")  # fp32, which neither library takes
+    number = architecture(x.device)
+    assert number is not None
+    for name in ("flash", "cudnn"):
+        table = {ARCHITECTURES[number]: {"attention": {"d64": {"backend": name, "tile": 0}}}}
+        with tiles.using(table), selected({"attention": "auto"}), caplog.at_level("INFO", logger="kernels.backend"):
+            attention(x, x, x, 1)
+        assert f"runs on torch: {name} does not take 130 x 130" in caplog.text
+        with selected({"attention": name}), pytest.raises(ValueError, match=f"{name} does not take"):
+            attention(x, x, x, 1)
+
+
+@pytest.mark.parametrize("name", ["torch", "flash", "cudnn", "triton"])
+@torch.inference_mode()
+def test_attention_compiles_with_every_choice(name: str) -> None:
+    x = torch.randn(2, 256, 320, device="cuda", dtype=torch.bfloat16)
+    with selected({"attention": name}):
+        compiled: Tensor = torch.compile(lambda x: attention(x, x, x, 5), fullgraph=True)(x)
+        expected = attention(x, x, x, 5)
+    assert float((compiled - expected).abs().max() / expected.abs().max()) < 2e-2
 
 
 @pytest.mark.parametrize("op", ["attention", "temporal_attention", "group_norm"])

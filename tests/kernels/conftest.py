@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
+from kernels import backend, tiles
 from kernels.backend import OPS, selected
 
 
@@ -17,3 +19,14 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("kernels.launch.INTERPRETED", True)
     with selected(dict.fromkeys(OPS, "triton")):
         yield
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AbstractContextManager[None]]]:
+    """Ops choose for CPU tensors as they do on sm_90 where ``measured(op, shape_class, backend)`` was measured; no
+    choice was made before."""
+    monkeypatch.setattr("kernels.backend.INTERPRETED", True)
+    monkeypatch.setattr("kernels.backend.architecture", lambda _: 90)
+    monkeypatch.setattr(backend, "_chosen", set())
+    with selected(dict.fromkeys(OPS, "auto")):
+        yield lambda op, kind, name: tiles.using({"sm_90": {op: {kind: {"backend": name, "tile": 0}}}})

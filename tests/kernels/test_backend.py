@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import backend
-from kernels.backend import OPS, chosen, select, selected, takes_kernel
+from kernels.backend import OPS, choose, chosen, select, selected, takes_kernel
 from kernels.geglu import TILES, geglu
 from kernels.tiles import TileTable
 
 X = torch.ones(2, 8)
+Measured = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture(autouse=True)
@@ -81,16 +84,53 @@ def test_a_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="kernels.backend"):
         for _ in range(3):
             takes(tensor=X.double())
+            takes(tensor=X.clone().requires_grad_())
     assert [record.getMessage() for record in caplog.records] == [
-        "kernel geglu runs on torch: the dtype is torch.float64"
+        "kernel geglu runs on torch: the dtype is torch.float64",
+        "kernel geglu runs on torch: gradients are needed",
     ]
+    assert chosen() == (("geglu", "torch"),)
+
+
+def test_what_is_measured_wins_until_a_switch_says_otherwise(measured: Measured) -> None:
+    with measured("geglu", "all", "torch"):
+        assert not takes()
+        with selected({"geglu": "triton"}):
+            assert takes()
+    with measured("geglu", "all", "triton"):
+        assert takes()
+
+
+def test_a_table_that_names_what_there_is_not_is_refused(measured: Measured) -> None:
+    message = "measured.json: geglu, all: backend='cudnn': expected one of triton, torch"
+    with measured("geglu", "all", "cudnn"), pytest.raises(ValueError, match=message):
+        takes()
+    assert chosen() == ()
+
+
+def test_a_library_runs_where_it_takes_the_inputs(measured: Measured, caplog: pytest.LogCaptureFixture) -> None:
+    table = TileTable("attention", {}, {})
+    with measured("attention", "all", "cudnn"), caplog.at_level(logging.INFO, logger="kernels.backend"):
+        assert choose(table, "all", (X,), "unfit for the kernel", lambda _: "") == "cudnn"
+        assert choose(table, "all", (X,), unfit_library=lambda name: f"{name} is picky") == "torch"
+    assert [record.getMessage() for record in caplog.records] == [
+        "kernel attention runs on cudnn",
+        "kernel attention runs on torch: cudnn is picky",
+    ]
+    with (
+        selected({"attention": "flash"}),
+        pytest.raises(ValueError, match="the backend is 'flash', and flash is picky"),
+    ):
+        choose(table, "all", (X,), unfit_library=lambda name: f"{name} is picky")
+    assert chosen() == (("attention", "cudnn"), ("attention", "torch"))
 
 
 @pytest.mark.parametrize(
     ("backends", "message"),
     [
         ({"gelu": "torch"}, "kernel 'gelu': expected one of attention"),
-        ({"geglu": "cuda"}, "backend of kernel geglu='cuda': expected one of auto, triton, torch"),
+        ({"geglu": "cudnn"}, "backend of kernel geglu='cudnn': expected one of auto, triton, torch$"),
+        ({"attention": "conv3d"}, "attention='conv3d': expected one of auto, triton, torch, flash, cudnn$"),
     ],
 )
 def test_unknown_switches_are_refused(backends: dict[str, str], message: str) -> None:
@@ -110,6 +150,7 @@ def test_switches_within_a_block() -> None:
 def test_switches_are_read_from_a_setting() -> None:
     assert backend.read_switches("") == {}
     assert backend.read_switches(" attention=torch, geglu = triton,") == {"attention": "torch", "geglu": "triton"}
+    assert backend.read_switches("attention=cudnn,temporal_conv=conv3d")["attention"] == "cudnn"
     for text, message in (("geglu", "'geglu', expected op=backend"), ("gelu=torch", "kernel 'gelu'")):
         with pytest.raises(ValueError, match=message):
             backend.read_switches(text)

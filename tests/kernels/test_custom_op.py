@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
-from kernels.backend import OPS, chosen
+from kernels.attention import attention
+from kernels.backend import OPS, chosen, selected
 from kernels.custom_op import DECOMPOSITIONS
+from kernels.temporal_conv import temporal_conv
 from models.mmdit_blocks import JointBlock
 from models.video_blocks import TemporalResnetBlock, VideoTransformer, clip_context
 from tests.kernels.cases import CASES, Case
@@ -112,8 +114,6 @@ def test_networks_compile_whole(make: Make) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("make", [pytest.param(clip, marks=pytest.mark.slow), joint], ids=lambda make: make.__name__)
 def test_exported_networks_decompose_into_torch_and_onnx(make: Make, tmp_path: Path) -> None:
-    import onnxruntime
-
     torch.manual_seed(0)
     network, given, ops = make()
     with torch.no_grad():
@@ -124,11 +124,49 @@ def test_exported_networks_decompose_into_torch_and_onnx(make: Make, tmp_path: P
         torch.testing.assert_close(program.module()(*given), expected, rtol=1e-5, atol=1e-5)
         program = program.run_decompositions({**torch.export.default_decompositions(), **DECOMPOSITIONS})
     assert _operators(program.graph_module) == set()
+    _check_onnx(program, given, expected, tmp_path)
+
+
+class Libraries(nn.Module):
+    """The ops that libraries have too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16, 3, 1, 1) / 7.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, 16, H, W] -> [B, T * H * W, 16]."""
+        tokens = temporal_conv(x, self.weight, None).movedim(2, -1).flatten(1, -2).contiguous()
+        return attention(tokens, tokens, tokens, 2)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export's own
+@pytest.mark.timeout(600)
+def test_networks_with_libraries_are_exported_as_standard_operators(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = Libraries(), torch.randn(2, 3, 4, 5, 16).movedim(-1, 2)
+    with torch.no_grad():
+        with selected({"attention": "torch", "temporal_conv": "torch"}):
+            expected = network(x)
+        with selected({"attention": "flash", "temporal_conv": "conv3d"}):
+            program = torch.export.export(network, (x,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False)
+        assert _operators(program.graph_module) == set()
+        torch.testing.assert_close(program.module()(x), expected, rtol=1e-5, atol=1e-5)
+        program = program.run_decompositions()
+    assert {("attention", "flash"), ("temporal_conv", "conv3d")} <= set(chosen())
+    _check_onnx(program, (x,), expected, tmp_path)
+
+
+def _check_onnx(program: ExportedProgram, given: tuple[Tensor, ...], expected: Tensor, folder: Path) -> None:
+    """As ONNX it has standard operators alone, and computes the same."""
+    import onnxruntime
+
     exported = torch.onnx.export(program, (), dynamo=True, opset_version=20, verbose=False)
     assert exported is not None
-    exported.save(tmp_path / "network.onnx")
+    exported.save(folder / "network.onnx")
     assert {node.domain for node in exported.model.graph.all_nodes()} <= {""}
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    session = onnxruntime.InferenceSession(folder / "network.onnx")
     names = [one.name for one in session.get_inputs()]
     result = session.run(None, {name: value.numpy() for name, value in zip(names, given, strict=True)})[0]
     torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-4, atol=1e-5)

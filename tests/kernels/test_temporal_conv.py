@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels.backend import IMPLEMENTATIONS, chosen, selected
 from kernels.temporal_conv import temporal_conv, temporal_conv_reference
 
 SHAPES = [((1, 1, 1, 1, 1), 1), ((3, 5, 4, 3, 2), 6), ((2, 14, 6, 5, 7), 3), ((1, 2, 3, 1, 9), 5)]
@@ -43,3 +47,37 @@ def test_frames_behind_channels_in_memory_are_read_too() -> None:
     weight = torch.randn(6, 4, 3, 1, 1, generator=generator, dtype=torch.float64)
     expected = temporal_conv(x.contiguous(), weight, None)
     torch.testing.assert_close(temporal_conv(x, weight, None), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS["temporal_conv"])
+def test_what_the_table_names_runs(
+    measured: Callable[..., AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A 3-D convolution reads the clip where it lies, and leaves its result alike."""
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(2, 3, 5, 4, 16, generator=generator).movedim(-1, 2)
+    weight, bias = torch.randn(8, 16, 3, 1, 1, generator=generator), torch.randn(8, generator=generator)
+    read: list[torch.Tensor] = []
+    conv3d = F.conv3d
+    monkeypatch.setattr(F, "conv3d", lambda x, *more, **named: read.append(x) or conv3d(x, *more, **named))
+    with measured("temporal_conv", "thirds", name):
+        result = temporal_conv(clip, weight, bias)
+    torch.testing.assert_close(result, temporal_conv_reference(clip, weight, bias), rtol=1e-5, atol=1e-5)
+    assert chosen() == (("temporal_conv", name),)
+    assert len(read) == (name == "conv3d")
+    for x in read:
+        assert x.data_ptr() == clip.data_ptr() and x.is_contiguous(memory_format=torch.channels_last_3d)
+        assert x.stride()[-1] == 16, "by which torch knows the order of an axis of one"
+
+
+def test_other_memory_is_nothing_for_a_3d_convolution(
+    measured: Callable[..., AbstractContextManager[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    clip, weight = torch.randn(1, 2, 8, 3, 3), torch.randn(8, 8, 3, 1, 1)
+    with measured("temporal_conv", "thirds", "conv3d"), caplog.at_level("INFO", logger="kernels.backend"):
+        result = temporal_conv(clip, weight, None)
+    torch.testing.assert_close(result, temporal_conv_reference(clip, weight, None), rtol=1e-5, atol=1e-5)
+    expected = "kernel temporal_conv runs on torch: the memory is not channels-last"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+    with selected({"temporal_conv": "conv3d"}), pytest.raises(ValueError, match="'conv3d', and the memory is not"):
+        temporal_conv(clip, weight, None)

@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import tiles
 from kernels.blend import blend
-from kernels.temporal_resnet import NormedConv, temporal_resnet, temporal_resnet_reference
+from kernels.temporal_resnet import (
+    TILES,
+    NormedConv,
+    plan_temporal_resnet,
+    temporal_resnet,
+    temporal_resnet_reference,
+)
 
 BATCH, FRAMES, CHANNELS, GROUPS = 2, 4, 12, 3
 TOLERANCES = [(torch.float64, 1e-11), (torch.float32, 2e-5)]
@@ -50,3 +57,13 @@ def test_the_gain_is_the_mix_behind_the_published_block() -> None:
     mixed = temporal_resnet(x, first, second, time, 1.0 - alpha, GROUPS, 1e-5)
     torch.testing.assert_close(mixed, blend(x, block, alpha), rtol=1e-12, atol=1e-12)
     assert float((mixed - blend(block, x, alpha)).abs().max()) > 0.1
+
+
+def test_its_convolutions_have_the_tiles_that_were_measured_for_it() -> None:
+    """Not those of convolutions alone, which have nothing around them."""
+    x, rest = torch.empty(1, 2 * 6, 128, device="meta"), [torch.empty(128, device="meta")] * 2
+    weights = [*rest, torch.empty(128, 128, 3, 1, 1, device="meta"), rest[0]] * 2
+    table = {op: {"all": {"backend": "triton", "tile": i}} for op, i in (("temporal_resnet", 2), ("temporal_conv", 1))}
+    with tiles.using({"sm_90": table}):
+        launches = plan_temporal_resnet(x, weights, None, torch.empty(1, 2, device="meta"), 32, 1e-5, 90).launches
+    assert [launch.tile for launch in launches[2::2]] == [TILES.candidates["all"][2]] * 2
