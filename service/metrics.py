@@ -206,7 +206,7 @@ class WorkerMetrics:
     def _add_engines(self, registry: CollectorRegistry) -> None:
         self.engines = Gauge(
             "darkroom_engines",
-            "Networks by what has become of their engine: building, engine (it serves), rejected or dropped",
+            "Networks by what has become of their engine: building, engine (it serves), rejected, slower or dropped",
             ["state"],
             registry=registry,
         )
