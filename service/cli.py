@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands import doctor, engines, generate, jobs, models, train
+from service.commands import bench, doctor, engines, generate, jobs, models, train
 from service.commands.terminal import DataOption, failure, read_settings
 
 app = typer.Typer(help="Serve diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -15,6 +15,8 @@ app.command()(generate.generate)
 app.command()(generate.upscale)
 app.command()(generate.animate)
 app.command()(doctor.doctor)
+# What follows the benchmark's name is the benchmark's, options too.
+app.command(context_settings={"allow_interspersed_args": False})(bench.bench)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
