@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import kernels as benchmark
-from benchmarks.kernels import measured, plan, targets
+from benchmarks.kernels import alternatives, measured, plan, targets
 from benchmarks.ops import OPS
 from benchmarks.timing import Peaks
 from benchmarks.workloads import WORKLOADS, maker
@@ -68,15 +69,18 @@ def test_what_is_measured_is_what_can_be_dispatched() -> None:
 
 
 @pytest.mark.parametrize("op", ["temporal_conv", "temporal_resnet"])
-def test_choices_compute_the_same(op: str) -> None:
+def test_choices_compute_the_same(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     (some, *_) = (workload for workload in WORKLOADS if workload.op == op)
     sizes = {2: 1, 25: 3, 25 * 9216: 3 * 10, 320: 32}
     make = maker("cpu", torch.float32)
     inputs = some.inputs(lambda *shape, full=False: make(*(sizes.get(size, size) for size in shape), full=full))
     inputs = tuple(3 if isinstance(value, int) and value == 25 else value for value in inputs)
     expected = OPS[op].eager(*inputs)
-    for call in OPS[op].choices.values():
-        result = call(*inputs)
+    compared = alternatives(some, inputs)
+    assert set(compared) == {"torch", "compiled", "conv3d"}
+    for call in (*(partial(choice, *inputs) for choice in OPS[op].choices.values()), *compared.values()):
+        result = call()
         rows = result.movedim(2, -1).reshape(expected.shape) if result.dim() == 5 else result
         torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
 
