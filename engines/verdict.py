@@ -156,7 +156,7 @@ def judge(
 
 def timed(verdict: Verdict, engine: Network, serving: Network, samples: Sequence[Sample]) -> Verdict:
     """An accepted engine's time against that of the network that serves without it: medians of rounds in turns, so that
-    a load that comes and goes meets both.
+    a load that comes and goes meets both; on the processor its own time, which others on the machine hardly change.
 
     Args:
         verdict: of its numbers.
@@ -165,14 +165,17 @@ def timed(verdict: Verdict, engine: Network, serving: Network, samples: Sequence
         samples: inputs that occurred, as each of the two takes them.
     """
 
+    on_gpu = samples[0][0].is_cuda
+    clock = time.perf_counter if on_gpu else time.process_time
+
     def once(network: Network) -> float:
-        began = time.perf_counter()
+        began = clock()
         with torch.inference_mode():
             for inputs in samples:
                 network(*inputs)
-        if samples[0][0].is_cuda:
+        if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return clock() - began
 
     for network in (engine, serving):  # what is compiled or allocated at a first call is no part of it
         once(network)
