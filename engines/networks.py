@@ -169,7 +169,7 @@ def unet_signature(spec: UNetSpec, tokens: int | str = "tokens") -> Signature:
         inputs=(
             port("x", ("batch", *frames, spec.in_channels, *sides)),
             port("c_noise", ("batch",), values="uniform", below=DISCRETE_TIMES),
-            port("context", ("batch", tokens, spec.context_dim)),
+            port("context", ("batch", tokens if spec.context_dim else 1, spec.context_dim)),
             port("vector", vector, values="whole", below=classes) if classes else port("vector", vector),
         ),
         outputs=(port("output", ("batch", *frames, spec.out_channels, *sides)),),

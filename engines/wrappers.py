@@ -82,7 +82,9 @@ class AsGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The graph's inputs in order -> the network's outputs."""
-        given, batch = iter(inputs), inputs[0].shape[0]
-        filled = (inputs[0].new_zeros(batch, 0) if port.empty else next(given) for port in self.signature.inputs)
+        given, sizes = iter(inputs), {"batch": inputs[0].shape[0]}
+        filled = (
+            inputs[0].new_zeros(port.shape(sizes)) if port.empty else next(given) for port in self.signature.inputs
+        )
         outputs = self.network(*filled)
         return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)

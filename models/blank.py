@@ -33,6 +33,7 @@ from models.weights import network_namings
 Config = Mapping[str, Any]
 _MAKE: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "UNet2DConditionModel": lambda config: UNet(UNetSpec.from_config(config)),
+    "UNet2DModel": lambda config: UNet(UNetSpec.from_config(config)),
     "UNetSpatioTemporalConditionModel": lambda config: UNet(UNetSpec.from_config(config)),
     "SD3Transformer2DModel": lambda config: MMDiT(MMDiTSpec.from_config(config)),
     "AutoencoderKL": lambda config: VAE(VAESpec.from_config(config)),

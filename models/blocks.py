@@ -27,13 +27,34 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x [B, Cin, H, W], time [B, time_dim] after its SiLU -> [B, Cout, H, W]."""
-        h = self.conv1(_norm_silu(self.norm1, x))
+        return self._after(self.conv1(_norm_silu(self.norm1, x)), x, time)
+
+    def _after(self, h: Tensor, x: Tensor, time: Tensor | None) -> Tensor:
+        """What follows the first convolution; ``x`` takes the residual path."""
         if self.time_emb_proj is not None:
             if time is None:
                 raise ValueError("this block needs a time embedding. This is a bug.")
             h = h + self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(_norm_silu(self.norm2, h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class ResampleBlock(ResnetBlock):
+    """A residual block that halves or doubles the resolution on both of its paths (Dhariwal and Nichol 2021,
+    section 3): the mean of four pixels, or the nearest one."""
+
+    def __init__(self, channels: int, groups: int, eps: float, time_dim: int, up: bool) -> None:
+        super().__init__(channels, channels, groups, eps, time_dim)
+        self.up = up
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], H and W even to be halved, time [B, time_dim] after its SiLU -> [B, C, 2H, 2W] or
+        [B, C, H/2, W/2]."""
+        h = self.conv1(self._resampled(_norm_silu(self.norm1, x)))
+        return self._after(h, self._resampled(x), time)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.avg_pool2d(x, 2)
 
 
 class Attention(nn.Module):
@@ -51,6 +72,23 @@ class Attention(nn.Module):
         """x [B, M, C], context [B, N, context_dim] -> [B, M, C]."""
         source = x if context is None else context
         return self.to_out[0](attention(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
+
+
+class PixelAttention(Attention):
+    """Self-attention over the pixels of a feature map, as autoencoders have it and UNets without a context (Rombach
+    et al. 2022, appendix E and G)."""
+
+    def __init__(self, channels: int, groups: int, heads: int = 1, eps: float = 1e-6) -> None:
+        super().__init__(channels, heads, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps)
+
+    def forward(self, x: Tensor, context: object = None) -> Tensor:  # noqa: ARG002
+        """[B, C, H, W] -> [B, C, H, W]. No context is read: it may be given for the sake of a common signature."""
+        batch, channels, height, width = x.shape
+        norm = self.group_norm
+        tokens = group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps).flatten(2).transpose(1, 2)
+        out = super().forward(tokens)
+        return x + out.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 class GEGLU(nn.Module):
@@ -217,20 +255,23 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(features)))
 
 
-def fourier_features(values: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features, cosines first (Ho et al. 2020; the published networks' order).
+def fourier_features(values: Tensor, dim: int, sines_first: bool = False, freq_shift: int = 0) -> Tensor:
+    """Sinusoidal features (Ho et al. 2020), in the published networks' order: cosines first.
 
     Args:
         values: [...], any real dtype.
         dim: number of features, even.
+        sines_first: the order of Ho et al.
+        freq_shift: with 1 the lowest frequency is 1/10000, as with Ho et al.; with 0 it is a little higher.
 
     Returns:
         [..., dim] fp32 (fp64 for fp64 values).
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     exponent = torch.arange(dim // 2, dtype=values.dtype, device=values.device)
-    angles = values[..., None] * torch.exp(-math.log(10000.0) * exponent / (dim // 2))
-    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    angles = values[..., None] * torch.exp(-math.log(10000.0) * exponent / (dim // 2 - freq_shift))
+    halves = [torch.cos(angles), torch.sin(angles)]
+    return torch.cat(halves[::-1] if sines_first else halves, dim=-1)
 
 
 def _norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:

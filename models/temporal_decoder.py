@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kernels.group_norm_silu import group_norm_silu
 from kernels.temporal_conv import temporal_conv
-from models.blocks import ResnetBlock, Upsample
+from models.blocks import PixelAttention, ResnetBlock, Upsample
 from models.spec.vae import TemporalVAESpec
-from models.vae import EPS, KLEncoder, PixelAttention, from_network_scale
+from models.vae import EPS, KLEncoder, from_network_scale
 from models.video_blocks import Mixer, TemporalResnetBlock, per_frame
 
 TEMPORAL_EPS = 1e-5

@@ -39,7 +39,8 @@ class UNet(nn.Module):
             x: [B, in_channels, H, W], or [B, T, in_channels, H, W] for a temporal network; already scaled by c_in,
                 conditioning channels behind the noisy ones; any float dtype, cast to that of the weights.
             c_noise: [B], the time as the network was trained to see it (0..999 for discrete schedules).
-            context: [B, N, context_dim]: text tokens, an image token, a class token or a set of neighbours.
+            context: [B, N, context_dim]: text tokens, an image token, a class token or a set of neighbours; [B, N, 0]
+                for a network that takes none, and not read by it.
             vector: [B, vector_dim], pooled text and Fourier features of numbers, ready to be embedded; a class index
                 [B, 1] (fp32: bf16 holds whole numbers up to 256 only); [B, 0] for a network that takes none;
                 [B, T, vector_dim] where every frame of a clip has its own.
@@ -48,7 +49,8 @@ class UNet(nn.Module):
             [B, out_channels, H, W], or [B, T, out_channels, H, W], in the dtype of the weights.
 
         Raises:
-            ValueError: ``x`` or ``vector`` has another number of axes, or ``vector`` another length.
+            ValueError: ``x`` or ``vector`` has another number of axes, or ``vector`` another length; or sides are no
+                multiples of 2^(levels - 1) where residual blocks halve them.
         """
         self._check(x, vector)
         dtype = self.conv_in.weight.dtype
@@ -67,6 +69,9 @@ class UNet(nn.Module):
         axes = 5 if self.spec.temporal else 4
         if x.dim() != axes:
             raise ValueError(f"x has {x.dim()} axes, expected {axes}")
+        multiple = 2 ** (len(self.spec.block_out_channels) - 1)
+        if self.spec.resnet_resampling and (x.shape[-2] % multiple or x.shape[-1] % multiple):
+            raise ValueError(f"x has sides {x.shape[-2]} and {x.shape[-1]}, expected multiples of {multiple}")
         if vector.dim() != 2 and not (self.spec.temporal and vector.dim() == 3):
             raise ValueError(f"vector has {vector.dim()} axes, expected 2, or 3 for a clip")
         if vector.shape[-1] != self.spec.vector_dim:
@@ -74,7 +79,9 @@ class UNet(nn.Module):
 
     def _time(self, c_noise: Tensor, vector: Tensor, x: Tensor) -> Tensor:
         """[B, time_dim], or [B, T, time_dim] for a clip, through the SiLU that every residual block would apply."""
-        time = self.time_embedding(fourier_features(c_noise, self.spec.block_out_channels[0]).to(x.dtype))
+        spec = self.spec
+        features = fourier_features(c_noise, spec.block_out_channels[0], spec.sines_first, spec.freq_shift)
+        time = self.time_embedding(features.to(x.dtype))
         if self.spec.temporal:
             time = time[:, None]
         if self.class_embedding is not None:

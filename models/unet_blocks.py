@@ -7,24 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.blocks import Downsample, ResnetBlock, SpatialTransformer, Upsample
+from models.blocks import Downsample, PixelAttention, ResampleBlock, ResnetBlock, SpatialTransformer, Upsample
 from models.spec.unet import UNetSpec
 from models.video_blocks import ClipContext, VideoResnetBlock, VideoTransformer, per_frame
 
 Resnet = ResnetBlock | VideoResnetBlock
-Transformer = SpatialTransformer | VideoTransformer
+Transformer = SpatialTransformer | VideoTransformer | PixelAttention
 Context = Tensor | ClipContext
-"""What transformers attend to: [B, N, context_dim], or that and the frames' positions in a video network."""
+"""What transformers attend to: [B, N, context_dim], or that and the frames' positions in a video network. Attention
+over pixels alone does not read it."""
 
 
 class DownBlock(nn.Module):
     """Residual blocks, each followed by a transformer where the level has attention, then a downsampling."""
 
-    def __init__(self, resnets: Sequence[Resnet], attentions: Sequence[Transformer], channels: int) -> None:
+    def __init__(
+        self,
+        resnets: Sequence[Resnet],
+        attentions: Sequence[Transformer],
+        downsamplers: Sequence[Downsample | ResampleBlock],
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
-        self.downsamplers = nn.ModuleList([Downsample(channels)] if channels else [])
+        self.downsamplers = nn.ModuleList(downsamplers)
 
     def forward(self, h: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
         """Appends every output to ``skips`` for the way up."""
@@ -34,7 +40,7 @@ class DownBlock(nn.Module):
                 h = self.attentions[i](h, context)
             skips.append(h)
         for downsample in self.downsamplers:
-            h = per_frame(downsample, h)
+            h = downsample(h, time) if isinstance(downsample, ResampleBlock) else per_frame(downsample, h)
             skips.append(h)
         return h
 
@@ -42,11 +48,16 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """Like :class:`DownBlock`, each residual block taking one skip beside its input, then an upsampling."""
 
-    def __init__(self, resnets: Sequence[Resnet], attentions: Sequence[Transformer], channels: int) -> None:
+    def __init__(
+        self,
+        resnets: Sequence[Resnet],
+        attentions: Sequence[Transformer],
+        upsamplers: Sequence[Upsample | ResampleBlock],
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
-        self.upsamplers = nn.ModuleList([Upsample(channels)] if channels else [])
+        self.upsamplers = nn.ModuleList(upsamplers)
 
     def forward(self, h: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
         """Takes its skips from the end of ``skips``; upsamples to the size of the next one."""
@@ -55,7 +66,8 @@ class UpBlock(nn.Module):
             if self.attentions:
                 h = self.attentions[i](h, context)
         for upsample in self.upsamplers:
-            h = per_frame(upsample, h, skips[-1].shape[-2:])
+            resampling = isinstance(upsample, ResampleBlock)
+            h = upsample(h, time) if resampling else per_frame(upsample, h, skips[-1].shape[-2:])
         return h
 
 
@@ -88,7 +100,8 @@ def down_blocks(spec: UNetSpec, time_dim: int) -> list[DownBlock]:
         inputs = [previous] + [width] * (spec.layers_per_block - 1)
         resnets = [_resnet(spec, channels, width, spec.down_eps(level), time_dim) for channels in inputs]
         last = level == len(spec.block_out_channels) - 1
-        blocks.append(DownBlock(resnets, _transformers(spec, level, len(resnets)), 0 if last else width))
+        samplers = [] if last else [_resample(spec, width, time_dim, up=False) or Downsample(width)]
+        blocks.append(DownBlock(resnets, _transformers(spec, level, len(resnets)), samplers))
         previous = width
     return blocks
 
@@ -111,7 +124,8 @@ def up_blocks(spec: UNetSpec, time_dim: int) -> list[UpBlock]:
         skips = [width] * spec.layers_per_block + [widths[max(level - 1, 0)]]
         inputs = [previous] + [width] * spec.layers_per_block
         resnets = [_resnet(spec, a + b, width, spec.up_eps, time_dim) for a, b in zip(inputs, skips, strict=True)]
-        blocks.append(UpBlock(resnets, _transformers(spec, level, len(resnets)), width if level else 0))
+        samplers = [_resample(spec, width, time_dim, up=True) or Upsample(width)] if level else []
+        blocks.append(UpBlock(resnets, _transformers(spec, level, len(resnets)), samplers))
         previous = width
     return blocks
 
@@ -122,6 +136,12 @@ def _resnet(spec: UNetSpec, in_channels: int, out_channels: int, eps: float, tim
     return ResnetBlock(in_channels, out_channels, spec.norm_num_groups, eps, time_dim)
 
 
+def _resample(spec: UNetSpec, channels: int, time_dim: int, up: bool) -> ResampleBlock | None:
+    """What changes the resolution, where that is a residual block."""
+    groups, eps = spec.norm_num_groups, spec.norm_eps
+    return ResampleBlock(channels, groups, eps, time_dim, up) if spec.resnet_resampling else None
+
+
 def _transformers(spec: UNetSpec, level: int, count: int) -> list[Transformer]:
     depth = spec.transformer_depth[level]
     only_cross = bool(spec.only_cross_attention) and spec.only_cross_attention[level]
@@ -130,6 +150,8 @@ def _transformers(spec: UNetSpec, level: int, count: int) -> list[Transformer]:
 
 def _transformer(spec: UNetSpec, level: int, depth: int, only_cross_attention: bool) -> Transformer:
     width, heads = spec.block_out_channels[level], spec.heads[level]
+    if not spec.context_dim:
+        return PixelAttention(width, spec.norm_num_groups, heads, spec.norm_eps)
     if spec.temporal:
         return VideoTransformer(width, heads, depth, spec.context_dim)
     return SpatialTransformer(

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kernels.group_norm_silu import group_norm, group_norm_silu
-from models.blocks import Attention, Downsample, ResnetBlock, Upsample
+from kernels.group_norm_silu import group_norm_silu
+from models.blocks import Downsample, PixelAttention, ResnetBlock, Upsample
 from models.spec.vae import AutoencoderSpec, ConvAutoencoderSpec, VAESpec
 
 EPS = 1e-6
@@ -204,22 +204,6 @@ class MidBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return _alternate(h, self.resnets, self.attentions)
-
-
-class PixelAttention(Attention):
-    """Self-attention with one head over the pixels of a feature map."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, EPS)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
-        batch, channels, height, width = x.shape
-        norm = self.group_norm
-        tokens = group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps).flatten(2).transpose(1, 2)
-        out = super().forward(tokens, context)
-        return x + out.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 def _attentions(count: int, channels: int, spec: ConvAutoencoderSpec) -> nn.ModuleList:

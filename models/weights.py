@@ -45,7 +45,7 @@ SCALE_TOLERANCE = 1e-3
 """Configs round the scale of latents to four digits."""
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of an autoencoder's attention in checkpoints of 2022, which are still published, and their names since."""
+"""Names of attention over pixels in checkpoints of 2022, which are still published, and their names since."""
 _PRESENT_ATTENTION = {present: old for old, present in OLD_ATTENTION.items()}
 _ATTENTION_KEY = re.compile(rf"(.+\.attentions\.\d+)\.({'|'.join(_PRESENT_ATTENTION)})\.(weight|bias)")
 
@@ -98,7 +98,7 @@ def load_tiny_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: 
 def network_namings(network: nn.Module) -> Namings:
     """How published files call the parameters of one of the networks above, which may be on the meta device."""
     if isinstance(network, UNet):
-        return _namings(below(UNET, LdmUNetNames(network.spec)))
+        return _namings(below(UNET, LdmUNetNames(network.spec)), _present_or_old)
     if isinstance(network, MMDiT):
         return _namings(below(UNET, SD3Names(network.spec)))
     if isinstance(network, TemporalDecoderVAE):

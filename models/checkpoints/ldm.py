@@ -30,6 +30,9 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+_PIXEL_ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out"}
+_THIRDS = {"to_q": 0, "to_k": 1, "to_v": 2}
+_PIXEL_QKV = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.\d+\.(to_[qkv])\.(weight|bias)")
 _UNET_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _VAE_BLOCK = re.compile(r"(?:down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _VAE_PIXEL_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
@@ -40,10 +43,17 @@ class LdmUNetNames:
 
     def __init__(self, spec: UNetSpec) -> None:
         self.layers = spec.layers_per_block
+        self.heads = spec.heads
         self.attentive_up = [bool(depth) for depth in reversed(spec.transformer_depth)]
 
     def __call__(self, name: str) -> Sequence[Source]:
         """A parameter's source; its name is without the prefix ``model.diffusion_model.``."""
+        if match := _PIXEL_QKV.fullmatch(name):
+            # Attention over pixels alone has one matrix, whose rows are grouped by head.
+            way, block, which, kind = match.groups()
+            level = {"down": int(block or 0), "up": -1 - int(block or 0), None: -1}[way]
+            fused = self._ldm(name.replace(f"{which}.{kind}", f"qkv.{kind}"))
+            return (Source(fused, third=_THIRDS[which], heads=self.heads[level]),)
         return (Source(self._ldm(name)),)
 
     def _ldm(self, name: str) -> str:
@@ -60,9 +70,10 @@ class LdmUNetNames:
         first = block * (self.layers + 1) + (1 if way == "down" else 0)
         blocks = "input_blocks" if way == "down" else "output_blocks"
         if kind == "downsamplers":
-            return f"{blocks}.{first + self.layers}.0.op.{rest.removeprefix('conv.')}"
+            inner = f"op.{rest.removeprefix('conv.')}" if rest.startswith("conv.") else _renamed(rest, _RESNET)
+            return f"{blocks}.{first + self.layers}.0.{inner}"
         if kind == "upsamplers":
-            return f"{blocks}.{first + self.layers}.{2 if self.attentive_up[block] else 1}.{rest}"
+            return f"{blocks}.{first + self.layers}.{2 if self.attentive_up[block] else 1}.{_renamed(rest, _RESNET)}"
         position = 0 if kind == "resnets" else 1
         return f"{blocks}.{first + layer}.{position}.{_layer_rest(kind, rest)}"
 
@@ -75,9 +86,10 @@ def _layer_rest(kind: str, rest: str) -> str:
         return prefix + _renamed(rest.removeprefix("temporal_res_block."), _RESNET)
     if "attentions" in kind:
         rest = rest.replace("temporal_transformer_blocks.", "time_stack.", 1)
-        return rest.replace("time_pos_embed.linear_1", "time_pos_embed.0").replace(
+        rest = rest.replace("time_pos_embed.linear_1", "time_pos_embed.0").replace(
             "time_pos_embed.linear_2", "time_pos_embed.2"
         )
+        return _renamed(rest, _PIXEL_ATTENTION)
     return rest
 
 

@@ -18,6 +18,8 @@ class Source:
     name: str
     third: int | None = None
     """Which third of the rows, where queries, keys and values are one matrix."""
+    heads: int = 1
+    """Where the rows are grouped by head: so many groups, each with thirds of its own."""
     transposed: bool = False
     swapped: bool = False
     """Whether the halves of the rows stand the other way round."""
@@ -32,7 +34,7 @@ class Source:
         """Whether a stored tensor of this shape gives a parameter of that shape. A matrix may be stored as a
         convolution of size 1, and the other way round."""
         if self.third is not None:
-            if not stored or stored[0] % 3:
+            if not stored or stored[0] % (3 * self.heads):
                 return False
             stored = (stored[0] // 3, *stored[1:])
         return _matrix(stored[::-1] if self.transposed else stored) == _matrix(own)
@@ -41,7 +43,7 @@ class Source:
         """The parameter from the stored tensor that :meth:`fits`: a view of it where that can be, and no view that
         another third overlaps."""
         if self.third is not None:
-            stored = stored.chunk(3)[self.third]
+            stored = stored.unflatten(0, (self.heads, 3, -1))[:, self.third].flatten(0, 1).contiguous()
         if self.transposed:
             stored = stored.T.contiguous()
         if self.swapped:

@@ -51,12 +51,26 @@ _VIDEO = {
     "num_class_embeds": None,
 }
 """What the published video UNet fixes: its config does not carry these options."""
+_PIXELS = {
+    **{key: value for key, value in _COMMON.items() if key not in ("flip_sin_to_cos", "freq_shift")},
+    "mid_block_type": "UNetMidBlock2D",
+    "add_attention": True,
+    "attn_norm_num_groups": None,
+    "addition_embed_type": None,
+}
+"""The same of a UNet with attention over pixels alone."""
+_PIXELS_CLASS = "UNet2DModel"
 _CLASS_NAMES = {False: "UNet2DConditionModel", True: "UNetSpatioTemporalConditionModel"}
 _BLOCKS = {
-    "down_block_types": {False: "DownBlock2D", True: "DownBlockSpatioTemporal"},
-    "up_block_types": {False: "UpBlock2D", True: "UpBlockSpatioTemporal"},
+    False: ("DownBlock2D", "CrossAttnDownBlock2D"),
+    True: ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
 }
-"""The published names of blocks without attention, by whether the network is temporal."""
+"""The published names of blocks without and with attention on the way down, by whether the network is temporal."""
+_PIXELS_BLOCKS = {
+    "conv": ("DownBlock2D", "AttnDownBlock2D"),
+    "resnet": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+}
+"""The same where attention is over pixels, by what changes the resolution."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,8 @@ class UNetSpec:
     """Transformer blocks of the middle block, which has attention in every published network."""
     heads: tuple[int, ...]
     context_dim: int
+    """Length of a token that transformers attend to. 0 for a network without a context: in the place of transformers it
+    has attention over pixels alone, and depths are 0 or 1."""
     vector_dim: int = 0
     """Length of the vector that joins the time embedding; 1 for a class index, 0 when the network takes none."""
     time_id_dim: int = 0
@@ -88,6 +104,13 @@ class UNetSpec:
     """Levels whose first attention reads the context too, and not the pixels; empty for none."""
     temporal: bool = False
     """Whether there are temporal layers: the network then takes ``[B, T, C, H, W]``."""
+    resnet_resampling: bool = False
+    """Whether residual blocks change the resolution, and not convolutions. Sides must then be multiples of
+    2^(levels - 1)."""
+    sines_first: bool = False
+    """Whether sines stand before cosines in the features of the time."""
+    freq_shift: int = 0
+    """Of the same features; see :func:`models.blocks.fourier_features`."""
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
 
@@ -99,17 +122,19 @@ class UNetSpec:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> UNetSpec:
-        """Read a published config of ``UNet2DConditionModel`` or ``UNetSpatioTemporalConditionModel``.
+        """Read a published config of ``UNet2DConditionModel``, ``UNetSpatioTemporalConditionModel`` or ``UNet2DModel``.
 
         Raises:
             ValueError: the config asks for something this network is not.
         """
+        if config.get("_class_name") == _PIXELS_CLASS:
+            return cls(**_pixels_fields(config))
         temporal = any("SpatioTemporal" in name for name in config["down_block_types"])
         require(config, _class_name=_CLASS_NAMES[temporal], **(_VIDEO if temporal else _COMMON))
         channels = tuple(config["block_out_channels"])
         levels = len(channels)
         depth = per_level(config.get("transformer_layers_per_block", 1), levels)
-        attentive = _attentive_levels(config, temporal, levels)
+        attentive = _attentive_levels(config, *_BLOCKS[temporal], levels)
         vector_dim, time_id_dim, classes = _vector(config, temporal)
         only_cross = config.get("only_cross_attention") or False
         return cls(
@@ -152,17 +177,62 @@ def read_unet_spec(folder: Path) -> UNetSpec:
         return UNetSpec.from_config(read_config(path))
 
 
-def _attentive_levels(config: dict[str, Any], temporal: bool, levels: int) -> list[bool]:
-    """By level whether it has attention; the way up must mirror the way down."""
+def _pixels_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a ``UNet2DModel``, as latent diffusion has it for super-resolution, semantic maps and inpainting
+    (Rombach et al. 2022, sections 4.3.2, 4.4 and 4.5)."""
+    resampling = config.get("downsample_type", "conv")
+    require({"upsample_type": "conv", **config}, **_PIXELS, upsample_type=resampling)
+    if resampling not in _PIXELS_BLOCKS:
+        raise ValueError(f"config downsample_type={resampling!r} is not supported, expected 'conv' or 'resnet'")
+    channels = tuple(config["block_out_channels"])
+    attentive = _attentive_levels(config, *_PIXELS_BLOCKS[resampling], len(channels))
+    vector_dim, _, classes = _vector(config, temporal=False)
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "block_out_channels": channels,
+        "layers_per_block": _same_at_every_level(config, "layers_per_block", 2),
+        "transformer_depth": tuple(int(on) for on in attentive),
+        "mid_depth": 1,
+        "heads": _pixels_heads(config, channels, [*attentive[:-1], True]),
+        "context_dim": 0,
+        "vector_dim": vector_dim,
+        "num_class_embeds": classes,
+        "resnet_resampling": resampling == "resnet",
+        "sines_first": not config.get("flip_sin_to_cos", True),
+        "freq_shift": int(config.get("freq_shift", 0)),
+        "norm_num_groups": int(config.get("norm_num_groups", 32)),
+        "norm_eps": float(config.get("norm_eps", 1e-5)),
+    }
+
+
+def _pixels_heads(config: dict[str, Any], channels: Sequence[int], attentive: Sequence[bool]) -> tuple[int, ...]:
+    """By level. In this class ``attention_head_dim`` is what its name says, and None for one head.
+
+    ``num_attention_heads``, which the published class has not, may be given in its place: latent diffusion's network
+    for inpainting has as many heads at every level.
+    """
+    if count := config.get("num_attention_heads"):
+        return per_level(count, len(channels))
+    size = config.get("attention_head_dim", 8)
+    if size is None:
+        return (1,) * len(channels)
+    for level, (width, on) in enumerate(zip(channels, attentive, strict=True)):
+        if on and (size < 1 or width % size):
+            raise ValueError(f"config attention_head_dim={size} does not divide the {width} channels of level {level}")
+    return tuple(max(width // size, 1) for width in channels)
+
+
+def _attentive_levels(config: dict[str, Any], plain: str, attentive: str, levels: int) -> list[bool]:
+    """By level whether it has attention; the way up must mirror the way down. The names are those of the way down."""
     found = {}
-    for key, names in _BLOCKS.items():
-        plain = names[temporal]
-        attentive = f"CrossAttn{plain}"
-        if unknown := set(config[key]) - {attentive, plain}:
-            raise ValueError(f"config {key} holds {sorted(unknown)}, expected {attentive!r} or {plain!r}")
+    for key, way in (("down_block_types", "Down"), ("up_block_types", "Up")):
+        names = [name.replace("Down", way) for name in (plain, attentive)]
+        if unknown := set(config[key]) - set(names):
+            raise ValueError(f"config {key} holds {sorted(unknown)}, expected {names[1]!r} or {names[0]!r}")
         if len(config[key]) != levels:
             raise ValueError(f"config {key} holds {len(config[key])} blocks, expected {levels}")
-        found[key] = [name == attentive for name in config[key]]
+        found[key] = [name == names[1] for name in config[key]]
     if found["up_block_types"][::-1] != found["down_block_types"]:
         raise ValueError(f"up_block_types {config['up_block_types']} do not mirror {config['down_block_types']}")
     return found["down_block_types"]

@@ -14,7 +14,7 @@ from engines.verify import CHECKED
 from models.spec.mmdit import MMDiTSpec
 from models.spec.model import ModelSpec
 from models.spec.unet import UNetSpec
-from tests.support.published_unets import SVD, UPSCALER
+from tests.support.published_unets import LDM_SUPER_RESOLUTION, SVD, UPSCALER
 from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3, write_tiny_svd
 from tests.support.tiny_xl import write_tiny_xl
 
@@ -49,6 +49,13 @@ def test_a_class_index_is_a_whole_number_of_the_embedding() -> None:
     vector = examples(signature, dict.fromkeys(signature.symbols, 3))[3]
     assert signature.inputs[3].below == UPSCALER["num_class_embeds"]
     assert vector.shape == (3, 1) and torch.equal(vector, vector.floor()) and 1 < vector.max() < 1000
+
+
+def test_a_network_without_a_context_is_given_one_without_numbers() -> None:
+    signature = unet_signature(UNetSpec.from_config(LDM_SUPER_RESOLUTION))
+    context = signature.inputs[2]
+    assert context.empty and context.shape({"batch": 3}) == (3, 1, 0) and "tokens" not in signature.symbols
+    assert [one.name for one in signature.graph_inputs] == ["x", "c_noise"]
 
 
 def test_a_video_network_keeps_its_tokens_free_where_they_are_text() -> None:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from models.blocks import (
     Attention,
     Downsample,
+    PixelAttention,
+    ResampleBlock,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
@@ -27,7 +29,6 @@ from models.blocks import (
     cross_attention,
     fourier_features,
 )
-from models.vae import PixelAttention
 from tests.support.tiny_xl import randomise
 
 TOLERANCE = 1e-5
@@ -142,6 +143,27 @@ def test_pixel_attention(x: Tensor, twin: Twin, relative: Relative) -> None:
     assert relative(ours(x), published(x)) < TOLERANCE
 
 
+def test_pixel_attention_of_several_heads(x: Tensor, twin: Twin, relative: Relative) -> None:
+    options = {"norm_num_groups": 8, "eps": 1e-5, "residual_connection": True, "bias": True}
+    published = PublishedAttention(24, heads=3, dim_head=8, **options)
+    ours = twin(PixelAttention(24, 8, heads=3, eps=1e-5), published)
+    assert relative(ours(x), published(x)) < TOLERANCE
+    assert torch.equal(ours(x, "no context is read"), ours(x))
+    ours.heads = 1  # a control
+    assert relative(ours(x), published(x)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_resample_block(x: Tensor, twin: Twin, relative: Relative, up: bool) -> None:
+    published = ResnetBlock2D(in_channels=24, temb_channels=40, groups=8, eps=1e-5, up=up, down=not up)
+    ours = twin(ResampleBlock(24, 8, 1e-5, 40, up), published)
+    time = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    expected = published(x, time)
+    assert expected.shape[-2:] == ((12, 20) if up else (3, 5))
+    assert relative(ours(x, torch.nn.functional.silu(time)), expected) < TOLERANCE
+    assert relative(ours(x, time), expected) > 100 * TOLERANCE  # a control
+
+
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("size", [(6, 10), (7, 9)])
 def test_downsample(
@@ -177,6 +199,15 @@ def test_fourier_features_have_the_published_bits(dim: int) -> None:
     times = torch.tensor([0.0, 1.0, 417.25, 999.0, 1024.0])
     published = get_timestep_embedding(times, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
     assert torch.equal(fourier_features(times, dim), published)
+
+
+@pytest.mark.parametrize(("sines_first", "freq_shift"), [(True, 0), (False, 1), (True, 1)])
+def test_fourier_features_in_the_order_and_range_of_others(sines_first: bool, freq_shift: int) -> None:
+    times = torch.tensor([0.0, 1.0, 417.25, 999.0])
+    published = get_timestep_embedding(times, 24, flip_sin_to_cos=not sines_first, downscale_freq_shift=freq_shift)
+    features = fourier_features(times, 24, sines_first, freq_shift)
+    torch.testing.assert_close(features, published, rtol=0, atol=1e-4)
+    assert not torch.allclose(features, fourier_features(times, 24), atol=0.1)
 
 
 def test_fourier_features_keep_leading_axes_and_fp64() -> None:

@@ -66,6 +66,23 @@ def class_conditional(_: Path) -> tuple[nn.Module, Signature]:
     return randomise(UNet(spec), 1), unet_signature(spec)
 
 
+def without_context(_: Path) -> tuple[nn.Module, Signature]:
+    """Attention over pixels alone, and residual blocks that change the resolution: latent diffusion's inpainting."""
+    spec = UNetSpec(
+        in_channels=7,
+        out_channels=3,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        transformer_depth=(0, 1),
+        mid_depth=1,
+        heads=(2, 2),
+        context_dim=0,
+        resnet_resampling=True,
+        norm_num_groups=4,
+    )
+    return randomise(UNet(spec), 1), unet_signature(spec)
+
+
 def tiny_decoder(_: Path) -> tuple[nn.Module, Signature]:
     """The distilled autoencoder's."""
     widths, blocks = (8, 8), (1, 1)
@@ -100,6 +117,7 @@ FAMILIES: dict[str, Load] = {
     "sd2-unet": of_folder(write_tiny_sd2, "unet"),
     "quantised-decoder": quantised_decoder,
     "class-conditional-unet": class_conditional,
+    "unet-without-context": without_context,
     "svd-unet": of_folder(write_tiny_svd, "unet"),
     "sd3-text-encoder-2": of_folder(write_tiny_sd3, "text_encoder_2"),
 }

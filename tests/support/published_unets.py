@@ -1,8 +1,8 @@
 """The configs of published denoising UNets, as their ``unet/config.json`` give them, with their parameter counts; and
 published classes in fp64.
 
-The counts of the latent-diffusion and retrieval networks, which were never published in this format, are those of the
-same shapes.
+The counts of the latent-diffusion and retrieval networks, most of which were never published in this format, are those
+of the same shapes; those of the networks with attention over pixels are also those of the authors' code.
 """
 
 from __future__ import annotations
@@ -103,6 +103,27 @@ RDM_768 = _image(
     attention_head_dim=[14, 28, 42, 56],
     cross_attention_dim=768,
 )
+
+
+def _pixels(in_channels: int, down: list[str], **options: Any) -> dict[str, Any]:
+    config = _image(tuple(down), **options)
+    return {**config, "_class_name": "UNet2DModel", "in_channels": in_channels, "out_channels": 3}
+
+
+PIXELS, RESAMPLING = "AttnDownBlock2D", "ResnetDownsampleBlock2D"
+LDM_SUPER_RESOLUTION = _pixels(
+    6, [PLAIN, PLAIN, PLAIN, PIXELS], block_out_channels=[160, 320, 320, 640], attention_head_dim=32
+)
+LDM_SEMANTIC = _pixels(6, [PLAIN] * 3, block_out_channels=[128, 512, 1024], attention_head_dim=128)
+"""Attention at 8 times downsampling and below, which three levels do not reach: it is in the middle block alone."""
+LDM_INPAINTING = _pixels(
+    7,
+    [RESAMPLING, PIXELS, PIXELS, PIXELS],
+    block_out_channels=[256, 512, 768, 1024],
+    num_attention_heads=8,
+    downsample_type="resnet",
+    upsample_type="resnet",
+)
 SVD = {
     "_class_name": "UNetSpatioTemporalConditionModel",
     "in_channels": 8,
@@ -125,6 +146,9 @@ PUBLISHED = {
     "latent-diffusion-text": Published({**SD1, "cross_attention_dim": 1280}, 872_300_484),
     "latent-diffusion-class": Published(LDM_CLASS, 400_920_579),
     "latent-diffusion-layout": Published(LDM_LAYOUT, 246_277_379),
+    "latent-diffusion-super-resolution": Published(LDM_SUPER_RESOLUTION, 113_622_563),
+    "latent-diffusion-semantic": Published(LDM_SEMANTIC, 215_229_315),
+    "latent-diffusion-inpainting": Published(LDM_INPAINTING, 387_245_827),
     "retrieval-ffhq": Published(RDM_FFHQ, 414_713_603),
     "retrieval-768": Published(RDM_768, 1_335_480_400),
     "sdxl": Published(_sdxl(), 2_567_463_684),
@@ -140,12 +164,13 @@ def in_fp64(published: nn.Module) -> nn.Module:
     twin = copy.deepcopy(published)
     for module in twin.modules():
         if isinstance(module, Timesteps):
-            module.forward = partial(_features, dim=module.num_channels)
+            sines_first, shift = not module.flip_sin_to_cos, module.downscale_freq_shift
+            module.forward = partial(_features, dim=module.num_channels, sines_first=sines_first, shift=shift)
     return nn.Module.to(twin, torch.float64)
 
 
-def _features(values: Tensor, dim: int) -> Tensor:
-    return fourier_features(values.double(), dim)
+def _features(values: Tensor, dim: int, sines_first: bool, shift: int) -> Tensor:
+    return fourier_features(values.double(), dim, sines_first, shift)
 
 
 SMALL_SDXL = {

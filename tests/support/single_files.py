@@ -53,6 +53,7 @@ def published_part(folder: Path, layout: Layout, part: str) -> dict[str, Tensor]
     naming = namings(network).in_single_file
     assert naming is not None
     thirds: dict[str, dict[int, Tensor]] = {}
+    heads: dict[str, int] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in find_stored(folder, network, namings(network)).read():
         source = naming(layout, part)(name)[0]
@@ -62,7 +63,14 @@ def published_part(folder: Path, layout: Layout, part: str) -> dict[str, Tensor]
             tensors[source.name] = _as_written(tensor, source)
         else:
             thirds.setdefault(source.name, {})[source.third] = tensor
-    return tensors | {name: torch.cat([parts[i] for i in range(3)]) for name, parts in thirds.items()}
+            heads[source.name] = source.heads
+    return tensors | {name: _one_matrix(parts, heads[name]) for name, parts in thirds.items()}
+
+
+def _one_matrix(thirds: Mapping[int, Tensor], heads: int) -> Tensor:
+    """Queries, keys and values of each head one behind the other."""
+    by_head = [thirds[i].unflatten(0, (heads, -1)) for i in range(3)]
+    return torch.cat(by_head, dim=1).flatten(0, 1)
 
 
 def _as_written(tensor: Tensor, source: Source) -> Tensor:

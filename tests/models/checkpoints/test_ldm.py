@@ -3,11 +3,12 @@ ours."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel, VQModel
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import nn
 
@@ -102,6 +103,43 @@ def test_latent_diffusions_own_networks_in_their_names_and_ours() -> None:
     assert sum(tensor.numel() for tensor in listed.values()) == 55_322_782
 
 
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ("unet-ldm-sr", "latent-diffusion-super-resolution"),
+        ("unet-ldm-semantic", "latent-diffusion-semantic"),
+        ("unet-ldm-inpainting", "latent-diffusion-inpainting"),
+    ],
+)
+def test_latent_diffusions_networks_without_a_context_in_their_names_and_ours(keys: str, name: str) -> None:
+    """diffusers has no converter for these: the lists are those of the authors' code."""
+    config, listed = PUBLISHED[name].config, key_list(keys, UNET)
+    assert_names_fit("latent-diffusion", "unet", config, listed)
+    assert sum(tensor.numel() for tensor in listed.values()) == PUBLISHED[name].parameters
+    if name != "latent-diffusion-inpainting":  # of which the published class does not know the number of heads
+        assert shapes_of(published(UNet2DModel, config).state_dict()) == shapes(blank_network(config))
+
+
+def test_queries_keys_and_values_of_pixels_lie_together_by_head() -> None:
+    """As the authors' code splits what one convolution gives: by head first, and each head into three."""
+    heads, size, width, tokens = 2, 3, 6, 5
+    config = PUBLISHED["latent-diffusion-semantic"].config
+    config = {**config, "block_out_channels": [6] * 3, "norm_num_groups": 3, "attention_head_dim": size}
+    network = blank_network(config)
+    assert isinstance(network, UNet)
+    names = LdmUNetNames(network.spec)
+    stored = torch.randn(3 * width, width, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(width, tokens, generator=torch.Generator().manual_seed(1))
+    fused = (stored[..., 0] @ x).reshape(heads, 3, size, tokens)
+    for third, part in enumerate("qkv"):
+        source = names(f"mid_block.attentions.0.to_{part}.weight")[0]
+        assert source.name == "middle_block.1.qkv.weight"
+        ours = source.take(stored, (width, width)) @ x
+        torch.testing.assert_close(ours.view(heads, size, tokens), fused[:, third])
+    as_thirds = replace(source, heads=1).take(stored, (width, width)) @ x
+    assert not torch.allclose(as_thirds.view(heads, size, tokens), fused[:, 2], atol=0.1)
+
+
 def test_the_video_networks_in_their_names_and_ours() -> None:
     """diffusers has no converter for these: the lists are in the names of the authors' own code."""
     assert_one_to_one("svd-xt", "unet", key_list("unet-svd", UNET))
@@ -111,6 +149,25 @@ def test_the_video_networks_in_their_names_and_ours() -> None:
     assert shapes_of(theirs) == shapes(blank_network(systems()["svd-xt"].parts["vae"]))
     prefixes = {key.split(".decoder.")[0].split(".encoder.encoder.")[0] for key in listed if "quant" not in key}
     assert prefixes == {"first_stage_model", "conditioner.embedders.3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "published_name", "heads"),
+    [
+        ("down_blocks.1.attentions.0.group_norm.bias", "input_blocks.4.1.norm.bias", 1),
+        ("down_blocks.1.attentions.1.to_out.0.weight", "input_blocks.5.1.proj_out.weight", 1),
+        ("down_blocks.3.attentions.1.to_k.bias", "input_blocks.11.1.qkv.bias", 8),
+        ("up_blocks.2.attentions.2.to_v.weight", "output_blocks.8.1.qkv.weight", 8),
+        ("down_blocks.0.downsamplers.0.conv1.weight", "input_blocks.3.0.in_layers.2.weight", 1),
+        ("up_blocks.0.upsamplers.0.norm2.bias", "output_blocks.2.2.out_layers.0.bias", 1),
+        ("up_blocks.2.upsamplers.0.time_emb_proj.weight", "output_blocks.8.2.emb_layers.1.weight", 1),
+    ],
+)
+def test_names_of_latent_diffusions_inpainting(name: str, published_name: str, heads: int) -> None:
+    """By hand."""
+    network = blank_network(PUBLISHED["latent-diffusion-inpainting"].config)
+    assert isinstance(network, UNet)
+    assert [(source.name, source.heads) for source in LdmUNetNames(network.spec)(name)] == [(published_name, heads)]
 
 
 @pytest.mark.parametrize(

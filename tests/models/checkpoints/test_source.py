@@ -15,6 +15,7 @@ STORED = torch.arange(24.0).view(6, 4)
     [
         (Source("a"), STORED, STORED),
         (Source("a", third=1), STORED, STORED[2:4]),
+        (Source("a", third=1, heads=2), STORED, STORED[[1, 4]]),
         (Source("a", transposed=True), STORED, STORED.T),
         (Source("a", swapped=True), STORED, torch.cat([STORED[3:], STORED[:3]])),
         (Source("a"), STORED[..., None, None], STORED),
@@ -34,6 +35,7 @@ def test_a_parameter_is_taken_as_it_was_written(source: Source, stored: torch.Te
         (Source("a"), (6, 4, 3, 3), (6, 4)),
         (Source("a"), (24,), (6, 4)),
         (Source("a", third=0), (7, 4), (2, 4)),
+        (Source("a", third=0, heads=4), (6, 4), (2, 4)),
         (Source("a", third=0), (), (2, 4)),
         (Source("a", third=0), (6, 4), (6, 4)),
         (Source("a", transposed=True), (6, 4), (6, 4)),

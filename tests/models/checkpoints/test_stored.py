@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, VQModel
+from diffusers import UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -268,6 +268,30 @@ def test_latent_diffusions_own_archive(tmp_path: Path) -> None:
     for load in (load_unet, load_vq):
         expected, network = load(tmp_path / "folder").state_dict(), load(tmp_path / "own")
         assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_latent_diffusions_own_archive_of_a_network_without_a_context(tmp_path: Path) -> None:
+    """What enlarges pictures: attention over pixels, its queries, keys and values one matrix in the archive."""
+    unet = UNet2DModel(
+        in_channels=6,
+        block_out_channels=(16, 24),
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    randomise(unet, 1).save_pretrained(tmp_path / "folder" / "unet")
+    shutil.copytree(tmp_path / "folder", tmp_path / "own", ignore=shutil.ignore_patterns("*.safetensors"))
+    state = published_part(tmp_path / "folder" / "unet", LAYOUT["latent-diffusion"], "unet")
+    state = {key: tensor[..., None] if ".qkv.w" in key else tensor for key, tensor in state.items()}
+    torch.save({"state_dict": state}, tmp_path / "own" / "model.ckpt")
+    expected = load_unet(tmp_path / "folder").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_unet(tmp_path / "own").state_dict().items())
+    assert "model.diffusion_model.middle_block.1.qkv.bias" in state
+    state.pop("model.diffusion_model.middle_block.1.qkv.bias")
+    torch.save({"state_dict": state}, tmp_path / "own" / "model.ckpt")
+    with pytest.raises(ValueError, match="missing keys .*mid_block.attentions.0.to_k.bias"):
+        load_unet(tmp_path / "own")
 
 
 def test_where_weights_are_looked_for(single: Path, pair: Callable[[str], tuple[Path, Path]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,31 @@ from models.spec.unet import UNetSpec, read_unet_spec
 from tests.support.published_unets import PUBLISHED
 from tests.support.published_unets import SMALL_SDXL as UNET
 
+PIXELS = {
+    "_class_name": "UNet2DModel",
+    "in_channels": 6,
+    "out_channels": 3,
+    "block_out_channels": [32, 48, 64],
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 16,
+    "layers_per_block": 1,
+}
+REFUSED_OF_PIXELS = {
+    "center_input_sample": True,
+    "time_embedding_type": "fourier",
+    "resnet_time_scale_shift": "scale_shift",
+    "downsample_padding": 0,
+    "downsample_type": "resnet",  # and the way up another
+    "upsample_type": "resnet",
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "add_attention": False,
+    "attn_norm_num_groups": 8,
+    "class_embed_type": "timestep",
+    "attention_head_dim": 24,
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D"],
+}
 VIDEO = {
     "_class_name": "UNetSpatioTemporalConditionModel",
     "in_channels": 8,
@@ -27,7 +53,7 @@ VIDEO = {
     "num_frames": 7,
 }
 REFUSED = {
-    "_class_name": "UNet2DModel",
+    "_class_name": "UNetMotionModel",
     "dropout": 0.1,
     "act_fn": "gelu",
     "center_input_sample": True,
@@ -105,6 +131,53 @@ def test_a_video_config_is_read() -> None:
     )
 
 
+def test_a_config_without_a_context_is_read() -> None:
+    spec = UNetSpec(
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=(32, 48, 64),
+        layers_per_block=1,
+        transformer_depth=(0, 0, 1),
+        mid_depth=1,
+        heads=(2, 3, 4),
+        context_dim=0,
+    )
+    assert UNetSpec.from_config(PIXELS) == spec
+    changed = UNetSpec.from_config({**PIXELS, "flip_sin_to_cos": False, "freq_shift": 1, "num_class_embeds": 10})
+    assert changed == replace(spec, sines_first=True, freq_shift=1, num_class_embeds=10, vector_dim=1)
+
+
+def test_heads_over_pixels_are_given_by_their_width_or_their_number() -> None:
+    """In this class ``attention_head_dim`` is no number of heads, unlike in the other."""
+    silent = {key: value for key, value in PIXELS.items() if key != "attention_head_dim"}
+    assert UNetSpec.from_config(silent).heads == (4, 6, 8)
+    assert UNetSpec.from_config({**PIXELS, "attention_head_dim": None}).heads == (1, 1, 1)
+    assert UNetSpec.from_config({**PIXELS, "num_attention_heads": 2}).heads == (2, 2, 2)
+    assert UNetSpec.from_config({**PIXELS, "attention_head_dim": 64}).heads[2] == 1
+    with pytest.raises(ValueError, match="attention_head_dim=24 does not divide the 64 channels of level 2"):
+        UNetSpec.from_config({**PIXELS, "attention_head_dim": 24})
+
+
+def test_resolution_is_changed_in_one_way_alone() -> None:
+    both = {"downsample_type": "resnet", "upsample_type": "resnet"}
+    blocks = {
+        "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"],
+        "up_block_types": ["ResnetUpsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+    }
+    assert UNetSpec.from_config({**PIXELS, **both, **blocks}).resnet_resampling
+    for config in ({**PIXELS, **both}, {**PIXELS, **blocks}, {**PIXELS, **blocks, "downsample_type": "conv"}):
+        with pytest.raises(ValueError, match="_block_types holds"):
+            UNetSpec.from_config(config)
+    with pytest.raises(ValueError, match="downsample_type='fir' is not supported, expected 'conv' or 'resnet'"):
+        UNetSpec.from_config({**PIXELS, "downsample_type": "fir", "upsample_type": "fir"})
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED_OF_PIXELS.items(), ids=list(REFUSED_OF_PIXELS))
+def test_a_config_without_a_context_is_refused_by_the_key(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=key.replace("downsample_type", "upsample_type")):
+        UNetSpec.from_config({**PIXELS, key: value})
+
+
 def test_one_number_stands_for_every_level() -> None:
     config = {**UNET, "transformer_layers_per_block": 2, "attention_head_dim": 4, "norm_eps": 1e-3}
     spec = UNetSpec.from_config({**config, "norm_num_groups": 8, "cross_attention_dim": [48, 48, 48]})
@@ -126,6 +199,9 @@ def test_what_a_config_leaves_out_is_what_the_published_class_takes() -> None:
         ("stable-diffusion-1.5", {"transformer_depth": (1, 1, 1, 0), "mid_depth": 1, "linear_projection": False}),
         ("stable-diffusion-2.1", {"heads": (5, 10, 20, 20), "linear_projection": True, "vector_dim": 0}),
         ("latent-diffusion-class", {"heads": (1,) * 4, "transformer_depth": (0, 1, 1, 1), "context_dim": 512}),
+        ("latent-diffusion-super-resolution", {"heads": (5, 10, 10, 20), "transformer_depth": (0, 0, 0, 1)}),
+        ("latent-diffusion-semantic", {"transformer_depth": (0, 0, 0), "mid_depth": 1, "context_dim": 0}),
+        ("latent-diffusion-inpainting", {"heads": (8,) * 4, "resnet_resampling": True, "in_channels": 7}),
         ("sdxl-inpainting", {"in_channels": 9, "transformer_depth": (0, 2, 10), "vector_dim": 2816}),
         ("sdxl-refiner", {"transformer_depth": (0, 4, 4, 0), "mid_depth": 4, "vector_dim": 2560}),
         ("x4-upscaler", {"only_cross_attention": (True, True, True, False), "num_class_embeds": 1000}),
