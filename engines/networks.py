@@ -25,13 +25,14 @@ from models.spec.unet import UNetSpec, read_unet_spec
 from models.spec.vae import (
     AutoencoderSpec,
     ConvAutoencoderSpec,
+    VQSpec,
+    read_part_spec,
     read_temporal_vae_spec,
     read_tiny_spec,
-    read_vae_spec,
 )
 from models.temporal_decoder import TemporalVAEDecoder
 from models.vae import VAEDecoder
-from models.weights import load_mmdit, load_temporal_vae, load_tiny_decoder, load_unet, load_vae
+from models.weights import load_mmdit, load_part, load_temporal_vae, load_tiny_decoder, load_unet, load_vae
 
 T5_TOKENS = 256
 """What a prompt of Stable Diffusion 3 has behind CLIP's tokens."""
@@ -98,18 +99,20 @@ def _denoisers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
 
 
 def _autoencoders(folder: Path, spec: ModelSpec) -> Iterator[Network]:
-    weights, clips = folder / "vae", spec.system.task == "image-to-video"
-    vae = read_temporal_vae_spec(folder) if clips else read_vae_spec(folder)
+    part, clips = spec.system.autoencoder, spec.system.task == "image-to-video"
+    weights = folder / part
+    vae = read_temporal_vae_spec(folder) if clips else read_part_spec(folder, part)
 
     def load_decoder() -> nn.Module:
-        return (TemporalVAEDecoder(load_temporal_vae(folder)) if clips else VAEDecoder(load_vae(folder))).eval()
+        return (TemporalVAEDecoder(load_temporal_vae(folder)) if clips else VAEDecoder(load_part(folder, part))).eval()
 
     def load_encoder() -> nn.Module:
         return VAEEncoder(load_temporal_vae(folder) if clips else load_vae(folder)).eval()
 
     decoder, encoder = decoder_signature(vae, vae.downscale, clips), encoder_signature(vae)
     yield Network("vae/decoder", weights, decoder, load_decoder, vae.force_upcast)
-    yield Network("vae/encoder", weights, encoder, load_encoder, vae.force_upcast)
+    if not isinstance(vae, VQSpec):  # whose encoder no request reaches
+        yield Network("vae/encoder", weights, encoder, load_encoder, vae.force_upcast)
     if (tiny := folder / "vae_tiny").is_dir():
         small = read_tiny_spec(tiny)
         signature = decoder_signature(small, small.downscale)
@@ -137,7 +140,7 @@ def bucket(network: Network, spec: ModelSpec, lanes: int, width: int, height: in
     Raises:
         ValueError: the network cannot make that size.
     """
-    downscale = read_vae_spec(spec.folder).downscale
+    downscale = read_part_spec(spec.folder, spec.system.autoencoder).downscale
     factors = {axis.symbol: axis.factor for axis in network.signature.inputs[0].axes}
     in_pixels = network.signature.inputs[0].name == "pictures"
     sizes = {"batch": lanes, "tokens": _tokens(spec.folder), "frames": spec.frames}

@@ -46,7 +46,7 @@ class Engines:
     decoder: OnnxSession
     """:class:`models.vae.VAEDecoder`, latents -> pictures; or
     :class:`models.temporal_decoder.TemporalVAEDecoder`, clips of latents -> clips."""
-    encoder: OnnxSession
+    encoder: OnnxSession | None
     """:class:`engines.wrappers.VAEEncoder`: pictures -> mean and log-variance, one behind the other."""
     fast_decoder: OnnxSession | None = None
     """As ``decoder``, of ``vae_tiny``, where the folder has it."""
@@ -73,7 +73,7 @@ def prepare(model_folder: Path, cache: EngineCache, threads: int) -> Engines:
     return Engines(
         denoisers={name: session for name, session in sessions.items() if not name.startswith("vae")},
         decoder=sessions["vae/decoder"],
-        encoder=sessions["vae/encoder"],
+        encoder=sessions.get("vae/encoder"),
         fast_decoder=sessions.get("vae_tiny/decoder"),
     )
 

@@ -89,6 +89,12 @@ def load_vq(folder: Path, dtype: torch.dtype = torch.float32, part: str = "vqvae
     return _loaded(lambda: VQ(spec), folder / part, _safe(dtype, spec), device)
 
 
+def load_part(folder: Path, part: str, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VAE | VQ:
+    """The autoencoder of pictures in ``folder/part``, which is ``vae`` or ``vqvae``; as :func:`load_vae`."""
+    load: Callable[..., VAE | VQ] = load_vae if part == "vae" else load_vq
+    return load(folder, dtype, part, device)
+
+
 def load_tiny_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> TinyAutoencoder:
     """The distilled autoencoder in ``folder`` itself, as these are published; as :func:`load_vae`."""
     spec = read_tiny_spec(folder)

@@ -14,6 +14,7 @@ from torch import nn
 from models.adapters.file import DENOISER, read_adapter
 from models.adapters.fuse import Fusible, Weighted, adapters_id
 from models.blank import blank_network
+from models.conditioners.nothing import NoConditioner
 from models.conditioners.sd3 import SD3Conditioner
 from models.conditioners.sdxl import SDXLRefinerConditioner
 from models.families.row import Denoiser
@@ -90,6 +91,8 @@ def fuse_text_encoders(conditioner: TextConditioner, spec: ModelSpec, adapters: 
 
 def _text_encoders(conditioner: TextConditioner) -> dict[str, nn.Module]:
     """By their folders."""
+    if isinstance(conditioner, NoConditioner):
+        return {}
     refiner = isinstance(conditioner, SDXLRefinerConditioner)
     names = ("text_encoder_2",) if refiner else ("text_encoder", "text_encoder_2")
     networks: dict[str, nn.Module] = {

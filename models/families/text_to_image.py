@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.conditioners.condition import Condition
+from models.conditioners.nothing import NoConditioner
 from models.conditioners.sd3 import SD3Conditioner
 from models.conditioners.sdxl import SDXLConditioner, SDXLRefinerConditioner
 from models.conditioners.stable_diffusion import StableDiffusionConditioner
@@ -24,10 +25,10 @@ from models.plan import Plan, make_plan
 from models.schedule import Level, Schedule, noise_levels
 from models.spec.model import ONE_TOWER, REFINER, ModelSpec
 from models.spec.unet import read_unet_spec
-from models.spec.vae import VAESpec, read_vae_spec
+from models.spec.vae import VAESpec, read_part_spec, read_vae_spec
 from models.tiling import tiled_decode, tiled_encode
-from models.vae import KLEncoder, to_network_scale
-from models.weights import load_mmdit, load_tiny_decoder, load_unet, load_vae
+from models.vae import VAE, KLEncoder, to_network_scale
+from models.weights import load_mmdit, load_part, load_tiny_decoder, load_unet
 
 Decoder = Callable[[Tensor], Tensor]
 """latents [B, C, h, w] -> pictures [B, 3, H, W] in about [-1, 1]."""
@@ -38,7 +39,7 @@ SKIPPED_LAYERS = (7, 8, 9)
 
 CPU = torch.device("cpu")
 
-TextConditioner = StableDiffusionConditioner | SDXLConditioner | SDXLRefinerConditioner | SD3Conditioner
+TextConditioner = StableDiffusionConditioner | SDXLConditioner | SDXLRefinerConditioner | SD3Conditioner | NoConditioner
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class TextToImageModel:
     refiner: TextConditioner | None = None
     """What conditions the network that takes over near the end, where there is one."""
     low_resolution: tuple[Level, ...] = ()
-    """Of an upscaler: the level at which its picture is noised, by noise level."""
+    """Of an upscaler that is told a noise level: the level at which its picture is noised."""
     device: torch.device = CPU
     """Where its networks run and its rows live."""
 
@@ -71,8 +72,9 @@ def load(folder: Path) -> TextToImageModel:
     Raises:
         ValueError: the folder is none of the systems named above, or its weights do not fit its configs.
     """
-    vae = load_vae(folder)
-    return load_with(folder, load_denoisers(folder), vae.decode, encoder_of(vae.spec, partial(moments_of, vae)))
+    vae = load_part(folder, ModelSpec.read(folder).system.autoencoder)
+    encoder = encoder_of(vae.spec, partial(moments_of, vae)) if isinstance(vae, VAE) else None
+    return load_with(folder, load_denoisers(folder), vae.decode, encoder)
 
 
 def moments_of(vae: KLEncoder, pictures: Tensor) -> Tensor:
@@ -121,7 +123,8 @@ def load_with(
     A conditioner and a fast decoder that are not given are loaded in ``dtype``, an encoder is not. All networks are on
     ``device``.
     """
-    spec, vae = ModelSpec.read(folder), read_vae_spec(folder)
+    spec = ModelSpec.read(folder)
+    vae = read_part_spec(folder, spec.system.autoencoder)
     if fast_decoder is None and (tiny := folder / "vae_tiny").is_dir():
         fast_decoder = load_tiny_decoder(tiny, dtype, device).decode
     return TextToImageModel(
@@ -135,9 +138,14 @@ def load_with(
         downscale=vae.downscale,
         fast_decoder=fast_decoder,
         refiner=load_refiner_conditioner(spec, dtype, device),
-        low_resolution=() if spec.upscaling is None else noise_levels(spec.upscaling.scheduler_config),
+        low_resolution=_low_resolution(spec),
         device=device,
     )
+
+
+def _low_resolution(spec: ModelSpec) -> tuple[Level, ...]:
+    config = {} if spec.upscaling is None else spec.upscaling.scheduler_config
+    return noise_levels(config) if config else ()
 
 
 def load_conditioner(
@@ -148,6 +156,8 @@ def load_conditioner(
     if spec.pipeline == "StableDiffusion3Pipeline":
         t5_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         return SD3Conditioner.load(spec.folder, None, dtype, t5_dtype, device, eight_bit_t5)
+    if not spec.system.reads_text:
+        return NoConditioner()
     if spec.pipeline in ONE_TOWER:
         return StableDiffusionConditioner.load(spec.folder, dtype, device)
     if spec.needs == "picture":

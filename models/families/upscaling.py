@@ -1,9 +1,10 @@
-"""A picture to a larger one with Stable Diffusion's x4 upscaler: prepare -> rows -> advance -> decode, as for text to
-picture. Only the start of the row differs.
+"""A picture to a larger one with the x4 upscaler of Stable Diffusion, or latent diffusion's: prepare -> rows -> advance
+-> decode, as for text to picture. Only the start of the row differs.
 
 The network works on a latent of the given picture's size and sees the picture behind it. The picture is noised before,
 to a level that the network is told (conditioning augmentation, Ho et al. 2022, Cascaded Diffusion Models, section 4):
-the more noise, the freer it is to invent.
+the more noise, the freer it is to invent. Latent diffusion's own network (Rombach et al. 2022, section 4.4) sees the
+picture as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def start_row(
     picture: Tensor,
     noise_level: int,
 ) -> Row:
-    """A row at line 0. Its generator draws the picture's noise first, then the first x, as in the published pipeline.
+    """A row at line 0. Its generator draws the picture's noise first, if it is noised at all, then the first x, as in
+    the published pipelines.
 
     Args:
         conditions: of ``text_to_image.prepare``, where the model is.
@@ -54,9 +56,12 @@ def start_row(
     rest = (0, -width % upscaling.multiple, 0, -height % upscaling.multiple)
     padded = F.pad(picture.to(model.device), rest, mode="replicate")
     generator = torch.Generator().manual_seed(seed)
+    shape = (model.latent_channels, *padded.shape[1:])
+    if not model.low_resolution:
+        return start(plan, {name: each.with_concat(padded) for name, each in conditions.items()}, generator, shape)
     noise = torch.randn((1, *padded.shape), generator=generator)[0].to(model.device)
     alpha, sigma = model.low_resolution[noise_level]
     shown = alpha * padded + sigma * noise
     told = torch.tensor([float(noise_level)]).to(model.device)
     seeing = {name: replace(each, vector=told).with_concat(shown) for name, each in conditions.items()}
-    return start(plan, seeing, generator, (model.latent_channels, *padded.shape[1:]))
+    return start(plan, seeing, generator, shape)

@@ -17,7 +17,12 @@ T5_BYTES_IN_8_BITS = 1.03
 """Of one parameter of T5-XXL with its linear layers in 8 bits: the table of its tokens stays as it is."""
 
 Network = Literal["encoders", "denoiser", "autoencoder"]
-_NETWORK_OF: dict[str, Network] = {"unet": "denoiser", "transformer": "denoiser", "vae": "autoencoder"}
+_NETWORK_OF: dict[str, Network] = {
+    "unet": "denoiser",
+    "transformer": "denoiser",
+    "vae": "autoencoder",
+    "vqvae": "autoencoder",
+}
 """By the folder of a part; all others are encoders of text and pictures."""
 _PLACE: tuple[Network, ...] = ("denoiser", "autoencoder", "encoders")
 """Who stays first: a denoiser runs for each step, encoders once a prompt."""

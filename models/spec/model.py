@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from models.spec.config import read_config, read_json, reading
 from models.spec.files import stamp
-from models.spec.vae import VAESpec, read_vae_spec
+from models.spec.vae import VAESpec, VQSpec, read_part_spec
 
 Task = Literal["text-to-image", "upscaling", "image-to-video"]
 Needs = Literal["", "picture", "picture and mask", "low-resolution picture"]
@@ -25,6 +25,10 @@ class System:
     """The subfolder of the denoising network."""
     steps: int
     guidance: float
+    autoencoder: str = "vae"
+    """The subfolder of the autoencoder."""
+    reads_text: bool = True
+    """Whether there is anything to read a prompt with. Without there is nothing to guide by either."""
 
 
 ONE_TOWER = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionUpscalePipeline")
@@ -38,6 +42,7 @@ SYSTEMS = {
     "StableDiffusionXLImg2ImgPipeline": System("text-to-image", "unet", 50, 5.0),
     "StableDiffusion3Pipeline": System("text-to-image", "transformer", 28, 7.0),
     "StableDiffusionUpscalePipeline": System("upscaling", "unet", 75, 9.0),
+    "LDMSuperResolutionPipeline": System("upscaling", "unet", 100, 1.0, "vqvae", reads_text=False),
     "StableVideoDiffusionPipeline": System("image-to-video", "unet", 25, 3.0),
 }
 
@@ -63,7 +68,8 @@ PICTURE_CHANNELS = 3
 @dataclass(frozen=True)
 class UpscalingSpec:
     """How a model enlarges a picture: its network sees the picture, noised, behind the noisy latent of the same size,
-    and is told the noise level (conditioning augmentation, Ho et al. 2022)."""
+    and is told the noise level (conditioning augmentation, Ho et al. 2022). That of latent diffusion sees it as it is
+    (Rombach et al. 2022, section 4.4)."""
 
     factor: int
     """Times by which each side grows."""
@@ -71,7 +77,8 @@ class UpscalingSpec:
     """What the sides of the picture are padded to: the network halves them so often."""
     max_noise_level: int
     scheduler_config: dict[str, Any]
-    """Of the schedule by which the picture is noised: a noise level is one of its training timesteps."""
+    """Of the schedule by which the picture is noised: a noise level is one of its training timesteps. Empty for a model
+    that is shown the picture as it is."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +139,13 @@ class ModelSpec:
         if not isinstance(pipeline, str) or pipeline not in SYSTEMS:
             raise ValueError(f"{folder}: pipeline {pipeline!r} is not served; known: {', '.join(SYSTEMS)}")
         system = SYSTEMS[pipeline]
-        vae = read_vae_spec(folder)
+        vae = read_part_spec(folder, system.autoencoder)
         with reading(path := folder / system.denoiser / "config.json"):
             network = read_config(path)
             native = int(network["sample_size"]) * vae.downscale
             frames = int(network.get("num_frames", 1)) if system.task == "image-to-video" else 1
             needs = _needs(system, int(network["in_channels"]), vae, index)
-        upscaling = _upscaling(folder, network, vae, index) if system.task == "upscaling" else None
+        upscaling = _upscaling(folder, system, network, vae, index) if system.task == "upscaling" else None
         # The authors of the upscaler show it at four times the size that it was trained at, too.
         sizes = [(native * times, native * times) for times in ((1, 4) if upscaling else (1,))]
         with reading(path := folder / "scheduler" / "scheduler_config.json"):
@@ -159,7 +166,7 @@ class ModelSpec:
                 scheduler_config=scheduler,
                 zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
                 frames=frames,
-                max_guidance=1.0 if distilled else 30.0,
+                max_guidance=1.0 if distilled or not system.reads_text else 30.0,
                 needs=needs,
                 upscaling=upscaling,
                 refiner=refiner,
@@ -193,7 +200,7 @@ def _is_turbo(pipeline: str, scheduler: dict[str, Any]) -> bool:
     )
 
 
-def _needs(system: System, channels: int, vae: VAESpec, index: dict[str, Any]) -> Needs:
+def _needs(system: System, channels: int, vae: VAESpec | VQSpec, index: dict[str, Any]) -> Needs:
     """From the channels that the network takes: noisy ones alone, or behind them mask and masked picture, or the
     picture to be enlarged."""
     if system.task == "image-to-video":
@@ -209,10 +216,15 @@ def _needs(system: System, channels: int, vae: VAESpec, index: dict[str, Any]) -
     return known[channels]
 
 
-def _upscaling(folder: Path, network: dict[str, Any], vae: VAESpec, index: dict[str, Any]) -> UpscalingSpec:
+def _upscaling(
+    folder: Path, system: System, network: dict[str, Any], vae: VAESpec | VQSpec, index: dict[str, Any]
+) -> UpscalingSpec:
     with reading(folder / "unet" / "config.json"):
         classes = int(network.get("num_class_embeds") or 0)
         multiple = 2 ** (len(network["block_out_channels"]) - 1)
+        if isinstance(vae, VQSpec):
+            _check_unscaled(vae, folder / system.autoencoder / "config.json")
+            return UpscalingSpec(vae.downscale, multiple, 0, {})
         if not classes:
             raise ValueError("config num_class_embeds is missing, expected the number of noise levels")
     with reading(path := folder / "low_res_scheduler" / "scheduler_config.json"):
@@ -221,6 +233,16 @@ def _upscaling(folder: Path, network: dict[str, Any], vae: VAESpec, index: dict[
     with reading(folder / "model_index.json"):
         most = min(int(index.get("max_noise_level", 350)), levels - 1)
     return UpscalingSpec(vae.downscale, multiple, most, config)
+
+
+def _check_unscaled(vae: VQSpec, path: Path) -> None:
+    """Latent diffusion trained on latents as they are, and its pipeline does not scale them, whatever later versions of
+    the library wrote into a config."""
+    with reading(path):
+        if vae.scaling_factor != 1.0:
+            raise ValueError(f"config scaling_factor={vae.scaling_factor:g} is not supported, expected 1")
+        if vae.vq_embed_dim != vae.latent_channels:
+            raise ValueError(f"config vq_embed_dim={vae.vq_embed_dim}, expected latent_channels={vae.latent_channels}")
 
 
 def _refiner(folder: Path, name: object) -> Path | None:

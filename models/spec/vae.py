@@ -167,6 +167,11 @@ def read_vae_spec(folder: Path, part: str = "vae") -> VAESpec:
         return VAESpec.from_config(read_config(path))
 
 
+def read_part_spec(folder: Path, part: str) -> VAESpec | VQSpec:
+    """The spec of the autoencoder of pictures in ``folder/part``, by the name of the part: ``vae`` or ``vqvae``."""
+    return read_vae_spec(folder, part) if part == "vae" else read_vq_spec(folder, part)
+
+
 def read_temporal_vae_spec(folder: Path, part: str = "vae") -> TemporalVAESpec:
     """The spec of ``folder/part``."""
     path = folder / part / "config.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,8 +24,8 @@ from models.families.text_to_image import TextConditioner, TextToImageModel, mom
 from models.spec.memory import T5
 from models.spec.model import ModelSpec
 from models.spec.unet import read_unet_spec
-from models.spec.vae import read_temporal_vae_spec, read_vae_spec
-from models.weights import load_temporal_vae, load_tiny_decoder, load_vae
+from models.spec.vae import VAESpec, read_part_spec, read_temporal_vae_spec
+from models.weights import load_part, load_temporal_vae, load_tiny_decoder
 from service.settings import Settings
 from service.worker.lazy import LazyConditioner, LazyDenoisers, LazyNetwork
 from service.worker.loaded import LoadedModel, Role
@@ -74,11 +75,12 @@ def _opened(spec: ModelSpec, parts: Parts, place: Placement, settings: Settings)
 
 
 def _pictures(spec: ModelSpec, parts: Parts, place: Placement) -> TextToImageModel:
+    vae = read_part_spec(spec.folder, spec.system.autoencoder)
     return text_to_image.load_with(
         spec.folder,
         parts.denoisers,
         parts.decode,
-        text_to_image.encoder_of(read_vae_spec(spec.folder), parts.moments),
+        text_to_image.encoder_of(vae, parts.moments) if isinstance(vae, VAESpec) else None,
         cast(TextConditioner, LazyConditioner(parts.networks["conditioner"])),
         parts.fast_decode,
         place.dtype,
@@ -101,10 +103,11 @@ def _clips(spec: ModelSpec, parts: Parts, place: Placement) -> ImageToVideoModel
 def _modules(spec: ModelSpec, place: Placement) -> Parts:
     """Everything on torch. Encoder and decoder are one network, which is read whole."""
     folder, clips = spec.folder, spec.system.task == "image-to-video"
-    load = load_temporal_vae if clips else load_vae
-    autoencoder = read_temporal_vae_spec(folder) if clips else read_vae_spec(folder)
+    part = spec.system.autoencoder
+    load: Callable[..., Any] = load_temporal_vae if clips else partial(load_part, part=part)
+    autoencoder = read_temporal_vae_spec(folder) if clips else read_part_spec(folder, part)
     dtype = place.dtype_of(autoencoder.force_upcast)
-    vae: LazyNetwork[Any] = _module(folder, "vae", place, dtype, lambda: load(folder, dtype, device=place.device))
+    vae: LazyNetwork[Any] = _module(folder, part, place, dtype, lambda: load(folder, dtype=dtype, device=place.device))
     denoisers = _denoisers(spec, place)
     networks: dict[Role, LazyNetwork[Any]] = {"denoiser": denoisers, "decoder": vae, "encoder": vae}
     if (tiny := folder / "vae_tiny").is_dir():
@@ -120,7 +123,7 @@ def _modules(spec: ModelSpec, place: Placement) -> Parts:
         "backend": "torch",
         **place.runs_on,
         "precision": place.precision,
-        "weights": weights_digest(folder, (spec.system.denoiser, "vae")),
+        "weights": weights_digest(folder, (spec.system.denoiser, part)),
         "rest": _rest_digest(spec),
         **_t5(spec, place),
     }

@@ -15,7 +15,7 @@ from models.spec.mmdit import MMDiTSpec
 from models.spec.model import ModelSpec
 from models.spec.unet import UNetSpec
 from tests.support.published_unets import LDM_SUPER_RESOLUTION, SVD, UPSCALER
-from tests.support.tiny_towers import write_tiny_sd, write_tiny_sd3, write_tiny_svd
+from tests.support.tiny_towers import write_tiny_ldm_upscaler, write_tiny_sd, write_tiny_sd3, write_tiny_svd
 from tests.support.tiny_xl import write_tiny_xl
 
 AUTOENCODER = ["vae/decoder", "vae/encoder"]
@@ -23,6 +23,7 @@ SYSTEMS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "sd": (write_tiny_sd, ["unet", *AUTOENCODER, "text_encoder"]),
     "sdxl": (write_tiny_xl, ["unet", *AUTOENCODER, "text_encoder", "text_encoder_2"]),
     "sd3": (write_tiny_sd3, ["transformer", *AUTOENCODER, "text_encoder", "text_encoder_2", "text_encoder_3"]),
+    "ldm-upscaler": (write_tiny_ldm_upscaler, ["unet", "vae/decoder"]),
     "svd": (write_tiny_svd, ["unet", *AUTOENCODER, "image_encoder"]),
 }
 

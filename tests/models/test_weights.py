@@ -25,6 +25,7 @@ from models.weights import (
     OLD_ATTENTION,
     WEIGHTS,
     load_mmdit,
+    load_part,
     load_temporal_vae,
     load_tiny_decoder,
     load_unet,
@@ -177,6 +178,17 @@ def test_outputs_survive_the_round_trip(folder: Path, tmp_path: Path, relative: 
         expected = published.decode(latents / published.config.scaling_factor).sample
         assert expected.std() > 0.2
         assert relative(vae.decode(latents), expected) < 1e-5
+
+
+def test_an_autoencoder_of_pictures_by_the_name_of_its_part(folder: Path) -> None:
+    randomise(VQModel(**LEVEL, up_block_types=("UpDecoderBlock2D",)), 1).save_pretrained(folder / "vqvae")
+    for part, load in {"vae": load_vae, "vqvae": load_vq}.items():
+        expected, loaded = load(folder), load_part(folder, part, torch.bfloat16)
+        assert type(loaded) is type(expected)
+        assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+        assert all(
+            torch.equal(tensor.bfloat16(), loaded.state_dict()[k]) for k, tensor in expected.state_dict().items()
+        )
 
 
 def test_save_network_in_half_precision(folder: Path, part: str, tmp_path: Path) -> None:

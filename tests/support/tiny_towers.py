@@ -17,6 +17,7 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LDMSuperResolutionPipeline,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -25,7 +26,9 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
     UNetSpatioTemporalConditionModel,
+    VQModel,
 )
 from transformers import (
     CLIPImageProcessor,
@@ -76,6 +79,25 @@ UPSCALER_VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "scaling_factor": 0.08333,
+}
+LDM_UPSCALER_UNET = {
+    "sample_size": 16,
+    "in_channels": 6,
+    "out_channels": 3,
+    "block_out_channels": (16, 16, 24, 32),
+    "down_block_types": (*("DownBlock2D",) * 3, "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", *("UpBlock2D",) * 3),
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+}
+LDM_UPSCALER_VQ = {
+    "block_out_channels": (16, 16, 24),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 8,
+    "num_vq_embeddings": 60,
+    "scaling_factor": 1.0,
 }
 REFINER_UNET = {**UNET, "cross_attention_dim": 40, "projection_class_embeddings_input_dim": POOLED + 5 * 8}
 SD3_TRANSFORMER = {
@@ -182,6 +204,18 @@ def write_tiny_upscaler(folder: Path) -> None:
             scheduler=DDIMScheduler(**sampling, clip_sample=False, set_alpha_to_one=False),
         )
         pipeline.save_pretrained(folder)
+
+
+def write_tiny_ldm_upscaler(folder: Path) -> None:
+    """Write a random super-resolution of latent diffusion, shown pictures of 16 x 16 in training."""
+    pipeline = LDMSuperResolutionPipeline(
+        vqvae=randomise(VQModel(**LDM_UPSCALER_VQ), 1),
+        unet=randomise(UNet2DModel(**LDM_UPSCALER_UNET), 3),
+        scheduler=DDIMScheduler(
+            beta_start=0.0015, beta_end=0.0155, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+        ),
+    )
+    pipeline.save_pretrained(folder)
 
 
 def write_tiny_refiner(folder: Path) -> None:

@@ -20,7 +20,7 @@ from models.encoders import load_encoder, load_t5_in_8_bits
 from models.families.text_to_image import load_conditioner, load_denoisers
 from models.spec.model import ModelSpec
 from tests.support.adapters import low_rank, write_peft
-from tests.support.tiny_towers import write_tiny_refiner, write_tiny_sd3
+from tests.support.tiny_towers import write_tiny_ldm_upscaler, write_tiny_refiner, write_tiny_sd3
 
 
 def one_layer(network: nn.Module, ending: str) -> list[str]:
@@ -91,6 +91,17 @@ def test_a_refiners_only_text_encoder_is_the_second(tmp_path: Path) -> None:
     wrong = [adapter(tmp_path / "b.safetensors", {"text_encoder": tower}, "q_proj")]
     with pytest.raises(ValueError, match="changes the text_encoder, which model 'refiner' has not"):
         parts_changed(spec, wrong)
+
+
+def test_a_model_that_reads_no_text_has_no_text_encoders_to_change(tmp_path: Path) -> None:
+    write_tiny_ldm_upscaler(tmp_path / "ldm")
+    spec = ModelSpec.read(tmp_path / "ldm")
+    plain, other = (load_denoisers(spec.folder)["unet"] for _ in range(2))
+    set_ = [adapter(tmp_path / "unet.safetensors", {"unet": plain}, "to_q")]  # type: ignore[dict-item]
+    assert parts_changed(spec, set_) == {DENOISER}
+    fuse_text_encoders(load_conditioner(spec), spec, set_)
+    fuse_denoiser({"unet": other}, spec, set_)
+    assert changed([plain], [other]) == [True]  # type: ignore[list-item]
 
 
 def test_a_set_with_faults_is_found_before_anything_is_read(sdxl_folder: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_the_published_systems(parts: dict[str, int], said: list[str]) -> None:
 
 def test_who_stays_when_not_all_can() -> None:
     plan = plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 100)
+    assert plan_memory({"unet": 20, "vqvae": 30}, 100).leaves == ("autoencoder",)
     assert (plan.stays, plan.leaves, plan.too_large) == (("denoiser", "autoencoder"), ("encoders",), ())
     assert plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 115).leaves == ()
     assert plan_memory({"unet": 20, "vae": 10, "text_encoder": 10}, 115, bytes_each=4).too_large == ()

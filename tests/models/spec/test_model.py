@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from models.spec.model import ModelSpec, find_models
+from models.spec.model import ModelSpec, UpscalingSpec, find_models
 from models.spec.unet import UNetSpec, read_unet_spec
 from models.spec.vae import read_vae_spec
+from tests.support.published_unets import LDM_SUPER_RESOLUTION
 from tests.support.published_unets import SMALL_SDXL as UNET
 from tests.support.published_unets import UPSCALER as UPSCALER_UNET
 
@@ -117,6 +118,31 @@ def test_an_upscaler(tmp_path: Path) -> None:
     few = upscaler(tmp_path, num_class_embeds=100).upscaling
     assert few is not None and few.max_noise_level == 99
     assert ModelSpec.read(write_model(tmp_path / "plain")).upscaling is None
+
+
+LDM_UPSCALER = {
+    "unet/config.json": {**LDM_SUPER_RESOLUTION, "sample_size": 64},
+    "vqvae/config.json": {"_class_name": "VQModel", "block_out_channels": [8, 16, 16], "num_vq_embeddings": 30},
+    "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "clip_sample": False},
+}
+
+
+def ldm_upscaler(folder: Path, **vqvae: Any) -> ModelSpec:
+    others = {**LDM_UPSCALER, "vqvae/config.json": {**LDM_UPSCALER["vqvae/config.json"], **vqvae}}
+    return ModelSpec.read(write_model(folder, others=others, _class_name="LDMSuperResolutionPipeline"))
+
+
+def test_an_upscaler_of_latent_diffusion(tmp_path: Path) -> None:
+    """It is told no noise level, and its prompt, which nothing reads, can guide nothing."""
+    spec = ldm_upscaler(tmp_path)
+    assert (spec.system.task, spec.needs, spec.solver) == ("upscaling", "low-resolution picture", "ddim")
+    assert spec.sizes == ((256, 256), (1024, 1024))
+    assert (spec.steps, spec.guidance, spec.max_guidance) == (100, 1.0, 1.0)
+    assert spec.upscaling == UpscalingSpec(4, 8, 0, {})
+    with pytest.raises(ValueError, match=r"vqvae/config.json: config scaling_factor=0.18215 is not .*, expected 1"):
+        ldm_upscaler(tmp_path, scaling_factor=0.18215)
+    with pytest.raises(ValueError, match=r"vqvae/config.json: config vq_embed_dim=4, expected latent_channels=3"):
+        ldm_upscaler(tmp_path, vq_embed_dim=4)
 
 
 def test_what_is_no_upscaler(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from models.spec.vae import (
     TinyAutoencoderSpec,
     VAESpec,
     VQSpec,
+    read_part_spec,
     read_temporal_vae_spec,
     read_tiny_spec,
     read_vae_spec,
@@ -128,6 +129,10 @@ def test_specs_are_read_from_where_they_are_published(tmp_path: Path) -> None:
         (tmp_path / part / "config.json").write_text(json.dumps(config))
     assert read_vae_spec(tmp_path) == VAESpec.from_config(KL)
     assert read_vq_spec(tmp_path) == VQSpec.from_config(VECTORS)
+    assert [read_part_spec(tmp_path, part) for part in ("vae", "vqvae")] == [
+        read_vae_spec(tmp_path),
+        read_vq_spec(tmp_path),
+    ]
     assert read_temporal_vae_spec(tmp_path, "video") == TemporalVAESpec.from_config(TEMPORAL)
     assert read_tiny_spec(tmp_path) == TinyAutoencoderSpec.from_config(TINY)
     with pytest.raises(ValueError, match="_class_name"):

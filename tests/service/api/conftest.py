@@ -173,6 +173,17 @@ def write_upscaler(folder: Path) -> None:
     _write(folder, files)
 
 
+def write_ldm_upscaler(folder: Path) -> None:
+    """The same of one of latent diffusion."""
+    files = {
+        "model_index.json": {"_class_name": "LDMSuperResolutionPipeline"},
+        "unet/config.json": {"sample_size": 16, "in_channels": 6, "block_out_channels": [8, 8]},
+        "vqvae/config.json": {"_class_name": "VQModel", "block_out_channels": [8, 8, 8]},
+        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "clip_sample": False},
+    }
+    _write(folder, files)
+
+
 def write_model(folder: Path) -> None:
     """The files of a model folder that a spec is read from."""
     files = {

@@ -13,7 +13,7 @@ from PIL import Image
 from models.spec.model import ModelSpec
 from service.jobs.job import Upscaling
 from service.settings import Settings
-from tests.service.api.conftest import Server, run_server, write_model, write_upscaler
+from tests.service.api.conftest import Server, run_server, write_ldm_upscaler, write_model, write_upscaler
 
 TASK = {"task": "upscaling"}
 
@@ -24,7 +24,8 @@ def enlarging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("enlarging")
     write_model(folder / "tiny")
     write_upscaler(folder / "tiny-upscaler")
-    specs = {name: ModelSpec.read(folder / name) for name in ("tiny", "tiny-upscaler")}
+    write_ldm_upscaler(folder / "tiny-ldm")
+    specs = {name: ModelSpec.read(folder / name) for name in ("tiny", "tiny-upscaler", "tiny-ldm")}
     yield from run_server(Settings(data=folder / "data", max_queued=1000), specs)
 
 
@@ -53,6 +54,14 @@ def test_a_job_is_four_times_as_large(enlarging: Server) -> None:
     answer = enlarging.http.post("/v1/jobs", json={"model": "tiny-upscaler", **body}).json()["request"]
     assert (answer["task"], answer["width"], answer["height"]) == ("upscaling", 128, 32)
     assert (answer["noise_level"], answer["negative_prompt"], answer["n"]) == (0, "dog", 2)
+
+
+def test_one_that_takes_no_noise_and_reads_no_prompt(enlarging: Server) -> None:
+    request = accepted(enlarging, image=image(), model="tiny-ldm", prompt="a cat")
+    assert (request.noise_level, request.guidance_scale, request.num_inference_steps) == (0, 1.0, 100)
+    for field, value in (("noise_level", 1), ("guidance_scale", 1.5)):
+        answer = enlarging.http.post("/v1/jobs", json={**TASK, "model": "tiny-ldm", "image": image(), field: value})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == field
 
 
 def test_a_picture_is_kept_as_it_is(enlarging: Server) -> None:

@@ -16,7 +16,7 @@ from service.worker.numerics import Numerics
 from service.worker.opening import load_model
 from tests.support.rig import Rig
 from tests.support.threads import one_thread
-from tests.support.tiny_towers import write_tiny_svd, write_tiny_upscaler
+from tests.support.tiny_towers import write_tiny_ldm_upscaler, write_tiny_svd, write_tiny_upscaler
 
 __all__ = ["one_thread"]
 
@@ -32,6 +32,14 @@ def upscaler(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A tiny upscaler on torch, named ``tiny-upscaler``. Shared, as ``loaded`` is."""
     folder = tmp_path_factory.mktemp("upscaler") / "tiny-upscaler"
     write_tiny_upscaler(folder)
+    return load_model(ModelSpec.read(folder), Settings(backend="torch", threads=1))
+
+
+@pytest.fixture(scope="session")
+def ldm_upscaler(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A tiny upscaler of latent diffusion on torch, named ``tiny-upscaler`` too. Shared, as ``loaded`` is."""
+    folder = tmp_path_factory.mktemp("ldm-upscaler") / "tiny-upscaler"
+    write_tiny_ldm_upscaler(folder)
     return load_model(ModelSpec.read(folder), Settings(backend="torch", threads=1))
 
 

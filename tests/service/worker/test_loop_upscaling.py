@@ -44,6 +44,31 @@ def test_pictures_are_enlarged_together(enlarging: Rig) -> None:
         assert picture.size == (44, 60)
 
 
+def test_that_of_latent_diffusion_enlarges_pictures_together(
+    tmp_path: Path, ldm_upscaler: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that nothing reads, and a size that is filled up to that of the others."""
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
+    rig = Rig(tmp_path, ldm_upscaler)
+    asked = {"guidance_scale": 1.0, "noise_level": 0}
+    whole, part = a_picture(size=(16, 16)), a_picture(1, size=(11, 15))
+    jobs = [
+        rig.send(make_upscaling(rig.put(whole), **asked)),
+        rig.send(make_upscaling(rig.put(whole), prompt="", **asked, seed=8)),
+        rig.send(make_upscaling(rig.put(part), width=44, height=60, **asked)),
+    ]
+    rig.finish(*jobs)
+    expected = [
+        alone(rig.loaded, job.request, Inputs(pixels))  # type: ignore[arg-type]
+        for job, pixels in zip(jobs, (whole, whole, part), strict=True)
+    ]
+    made = [rig.contents(job) for job in jobs]
+    rig.close()
+    assert made == expected and len({each[0] for each in expected}) == 3
+    with Image.open(io.BytesIO(expected[2][0])) as picture:
+        assert picture.size == (44, 60)
+
+
 def test_a_model_that_enlarges_nothing_fails_the_job(rig: Rig) -> None:
     job = rig.send(make_upscaling(rig.put(a_picture(size=(16, 16))), model="tiny-xl"))
     rig.finish(job)
