@@ -97,6 +97,16 @@ class DeadlineUnmeetable(QueueFull):
         self.param = "deadline_s"
 
 
+class DeadlineMissed(QueueFull):
+    """No worker was free to begin the job within its ``deadline_s``, as had seemed likely when it was accepted."""
+
+    code = "expired"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.param = "deadline_s"
+
+
 class Unavailable(DarkroomError):
     """The server cannot serve this now."""
 

@@ -17,7 +17,7 @@ from service.api.errors import CLIENT_CLOSED_REQUEST, error_body
 from service.api.events import Heard
 from service.api.schema import IGNORED_FIELDS, EditsRequest, ImagesRequest
 from service.api.views import ImagesAnswer, Picture, PictureEvent, Usage
-from service.errors import DarkroomError, GenerationFailed, InvalidRequest, StillRunning, Unavailable
+from service.errors import DarkroomError, DeadlineMissed, GenerationFailed, InvalidRequest, StillRunning
 from service.jobs.job import Job, JobState, PictureRequest, Priority, Result
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
@@ -147,9 +147,7 @@ def _check_completed(job: Job) -> None:
         return
     if job.state is JobState.EXPIRED:
         waited_s = round((job.deadline_at or job.created_at) - job.created_at, 3)  # the sum of two floats was rounded
-        raise Unavailable(
-            f"job {job.id} expired: no worker was free to begin it within deadline_s = {waited_s:g}", code="expired"
-        )
+        raise DeadlineMissed(f"job {job.id} expired: no worker was free to begin it within deadline_s = {waited_s:g}")
     if job.error is not None and job.error.code in REFUSED_BY_WORKERS:
         raise InvalidRequest(f"job {job.id}: {job.error.message}", code=job.error.code)
     if job.error is not None:

@@ -66,7 +66,8 @@ def test_the_command_line_gives_the_same_picture_with_and_without_a_server(
     assert len(shipped.http.get("/v1/jobs").json()["data"]) == jobs_before + 1
     served = (tmp_path / "apple.png").read_bytes()
     check_red_apple(tmp_path / "apple.png")
-    typed(["bash", "-euc"], shipped, tmp_path, f"export DARKROOM_PORT=1 DARKROOM_DATA={shipped.data}; {script}")
+    alike = f"DARKROOM_DATA={shipped.data} DARKROOM_ENGINES=cached DARKROOM_THREADS=1"  # as the server was started
+    typed(["bash", "-euc"], shipped, tmp_path, f"export DARKROOM_PORT=1 {alike}; {script}")
     assert (tmp_path / "apple.png").read_bytes() == served
     assert len(shipped.http.get("/v1/jobs").json()["data"]) == jobs_before + 1
 

@@ -320,7 +320,7 @@ def test_expired_while_waiting(server: Server) -> None:
     threading.Thread(target=resume).start()
     answer = server.http.post("/v1/images/generations", json={"prompt": "x", "deadline_s": 0.1})
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (503, "expired")
+    assert (answer.status_code, error["code"], error["param"]) == (429, "expired", "deadline_s")
     assert "deadline_s = 0.1" in error["message"] and int(answer.headers["retry-after"]) >= 1
     assert server.http.post("/v1/images/generations", json={"prompt": "x", "deadline_s": 60}).status_code == 200
 
