@@ -19,7 +19,8 @@ from service.jobs.job import ImageToVideo
 from service.worker.media import origin
 
 CODECS: Mapping[str, Mapping[str, str]] = {
-    "libx264": {"preset": "veryfast"},
+    # With the processor's own instructions its bytes are not always the same where several clips are encoded at once.
+    "libx264": {"preset": "veryfast", "x264-params": "cpu-independent=1"},
     "libopenh264": {},
     "libsvtav1": {"preset": "10"},
     "mpeg4": {},
