@@ -51,7 +51,7 @@ class Clip(Piece):
         stage, request, scale = self.stage, self.request, self.model.downscale
         network, tokens, frames = "vae+vision" if stage is Stage.ENCODE else "vae", 0, request.frames
         if stage is Stage.DECODE:
-            frames = self._chunk_frames
+            frames = self.chunk_frames
         elif self.row is not None:
             network, tokens = "+".join(sorted(self.row.networks)), self.row.tokens
         return BatchKey(
@@ -71,7 +71,7 @@ class Clip(Piece):
         if self.stage is not Stage.DECODE:
             return super().evaluations
         left = (self._segment + 1) * self.request.frames - self._decoded
-        return -(-left // self._chunk_frames)
+        return -(-left // self.chunk_frames)
 
     @property
     def steps(self) -> int:
@@ -127,7 +127,7 @@ class Clip(Piece):
         if row is None:
             raise ValueError("a clip is decoded before it is encoded")
         segment, first = self._segment, self._decoded - self._segment * request.frames
-        self._chunks.append(image_to_video.decode_frames(self.model, row, first, self._chunk_frames))
+        self._chunks.append(image_to_video.decode_frames(self.model, row, first, self.chunk_frames))
         if self._decoded < (segment + 1) * request.frames:
             return
         if segment + 1 < request.segments:
@@ -138,7 +138,7 @@ class Clip(Piece):
         self.pixels = np.concatenate(self._chunks)[kept]
 
     @property
-    def _chunk_frames(self) -> int:
+    def chunk_frames(self) -> int:
         """Frames decoded together; the last chunk of a segment may be shorter."""
         return min(self.request.decode_chunk_size or self.request.frames, self.request.frames)
 

@@ -27,6 +27,5 @@ def _chunks(piece: Piece) -> frozenset[int]:
     """Frames of the passes in which a clip is decoded."""
     if not isinstance(piece, Clip):
         return frozenset()
-    frames = piece.request.frames
-    chunk = min(piece.request.decode_chunk_size or frames, frames)
-    return frozenset({chunk, frames % chunk} - {0})
+    chunk = piece.chunk_frames
+    return frozenset({chunk, piece.request.frames % chunk} - {0})

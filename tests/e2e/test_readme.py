@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -134,11 +133,7 @@ def test_clips(shipped: ServerProcess, apple: Path) -> None:
         time.sleep(0.5)
     typed(bash, shipped, apple, f"{fetch.partition('#')[0].replace('ID', video_id)} > curl.mp4")
     typed(bash, shipped, apple, block("sh", "darkroom animate"))
-    files = ((apple / "curl.mp4").read_bytes(), by_client, (apple / "apple.mp4").read_bytes())
-    jobs = shipped.http.get("/v1/jobs", params={"task": "image-to-video", "limit": 3}).json()["data"]
-    made = [(job["results"][0]["content_sha256"], job["results"][0]["numerics_id"]) for job in reversed(jobs)]
-    assert [hashlib.sha256(file).hexdigest() for file in files] == [content for content, _ in made]
-    assert len(set(made)) == len({numerics for _, numerics in made}), "an engine may take over in between"
+    assert (apple / "curl.mp4").read_bytes() == (apple / "apple.mp4").read_bytes() == by_client
     assert json.loads(typed(bash, shipped, apple, delete.replace("ID", video_id)))["deleted"] is True
 
 
