@@ -20,6 +20,7 @@ from torch.export import Dim
 
 from engines.call import examples
 from engines.precision import EXTERNAL_BYTES, OPSET, TORCH_DTYPE, Precision, keep_in_fp32
+from engines.rewrite import rewrite_for_onnxruntime
 from engines.signature import Axis, Port, Signature
 from engines.verify import check_graph, expected_outputs
 from engines.wrappers import AsGraph
@@ -58,12 +59,12 @@ def export(
     expected = expected_outputs(network, signature)
     path = folder / ONNX_FILE
     signature.write(folder)
-    _export(network.to(TORCH_DTYPE[precision]), signature, path, OPSET[precision], external_bytes)
+    _export(network.to(TORCH_DTYPE[precision]), signature, path, precision, external_bytes)
     check_graph(path, signature, expected, precision)
     return path
 
 
-def _export(network: nn.Module, signature: Signature, path: Path, opset: int, external_bytes: int) -> None:
+def _export(network: nn.Module, signature: Signature, path: Path, precision: Precision, external_bytes: int) -> None:
     import onnxscript  # noqa: F401  # the exporter needs it: a clear ImportError now, not one from deep inside
 
     ports, dims = signature.graph_inputs, _dims(signature)
@@ -78,13 +79,15 @@ def _export(network: nn.Module, signature: Signature, path: Path, opset: int, ex
             (),
             input_names=[port.name for port in ports],
             output_names=[port.name for port in signature.outputs],
-            opset_version=opset,
+            opset_version=OPSET[precision],
             dynamic_shapes=dict(zip((port.name for port in ports), dynamic, strict=True)),
             dynamo=True,
             verbose=False,
         )
     if exported is None:
         raise RuntimeError("the ONNX exporter returned nothing. This is a bug.")
+    if precision == "fp32":
+        rewrite_for_onnxruntime(exported.model)
     _strip(exported.model)
     keep_in_fp32(exported.model)
     size = sum(value.const_value.nbytes for value in exported.model.graph.initializers.values() if value.const_value)
