@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engines.buckets import Buckets
 from engines.cache import EngineCache
@@ -16,6 +16,9 @@ from engines.precision import Precision
 from engines.prepare import build_served, find_graph, served_key
 from engines.session import OnnxSession, graph_numerics
 from engines.verdict import Sample
+
+if TYPE_CHECKING:
+    from models.adapters.whole import AdapterSet
 
 
 class Maker(Protocol):
@@ -44,6 +47,10 @@ class Maker(Protocol):
     @property
     def rows_are_their_own(self) -> bool:
         """Whether a row has the same bytes in every batch."""
+
+    @property
+    def adapters(self) -> AdapterSet | None:
+        """The set in the model's weights."""
 
     def networks(self) -> Mapping[str, Network]:
         """The networks that engines are made of, by name, the denoiser first.
@@ -89,10 +96,12 @@ class OnnxMaker:
     device: str = "cpu"
     precision: Precision = "fp32"
     rows_are_their_own: bool = True
+    adapters: AdapterSet | None = None
 
     def networks(self) -> Mapping[str, Network]:
         """Denoisers and autoencoders; towers run on torch."""
-        return {name: network for name, network in networks_of(self.folder).items() if not network.is_tower}
+        named = networks_of(self.folder, self.adapters).items()
+        return {name: network for name, network in named if not network.is_tower}
 
     def find(self, name: str) -> Path | None:
         """The graph that the cache holds."""

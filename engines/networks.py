@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from engines.precision import Precision
 from engines.signature import Port, Signature, port
 from engines.wrappers import ClipTextNetwork, ClipVisionNetwork, T5Network, VAEEncoder
+from models.adapters.file import DENOISER
 from models.guidance import SKIP_LAYERS
 from models.spec.config import read_json
 from models.spec.mmdit import PATCH, MMDiTSpec, read_mmdit_spec
@@ -33,6 +35,9 @@ from models.spec.vae import (
 from models.temporal_decoder import TemporalVAEDecoder
 from models.vae import VAEDecoder
 from models.weights import load_mmdit, load_part, load_temporal_vae, load_tiny_decoder, load_unet, load_vae
+
+if TYPE_CHECKING:
+    from models.adapters.whole import AdapterSet
 
 T5_TOKENS = 256
 """What a prompt of Stable Diffusion 3 has behind CLIP's tokens."""
@@ -56,6 +61,8 @@ class Network:
     """Whether activations exceed the range of fp16."""
     eight: Eight | None = None
     """What the model's card asks its engine to multiply in."""
+    adapters: str = ""
+    """Identity of the set of adapters in its weights; empty for none."""
 
     @property
     def is_tower(self) -> bool:
@@ -67,8 +74,12 @@ class Network:
         return "fp32" if asked == "fp16" and self.overflows_in_fp16 else asked
 
 
-def networks_of(folder: Path) -> dict[str, Network]:
+def networks_of(folder: Path, adapters: AdapterSet | None = None) -> dict[str, Network]:
     """The networks of a diffusers folder by name, the denoiser first.
+
+    Args:
+        folder: the model's.
+        adapters: to have in the weights of its denoisers. Text towers stay as they are.
 
     Raises:
         ValueError: not a folder of a system that is served here.
@@ -78,7 +89,14 @@ def networks_of(folder: Path) -> dict[str, Network]:
     eight = {"vae/decoder" if part == "vae" else part: kind for part, kind in spec.eight_bits.items()}
     # Variants of the denoiser are the same weights, and are as it is.
     parts = {network.name: network.name if "vae" in network.name else network.folder.name for network in found}
-    return {network.name: replace(network, eight=eight.get(parts[network.name])) for network in found}
+    networks = {network.name: replace(network, eight=eight.get(parts[network.name])) for network in found}
+    if adapters is None or DENOISER not in adapters.parts:
+        return networks
+    return networks | {
+        name: replace(network, load=partial(_load_fused, spec, adapters, name), adapters=adapters.identity)
+        for name, network in networks.items()
+        if network.folder.name == spec.system.denoiser
+    }
 
 
 def _denoisers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
@@ -249,6 +267,15 @@ def vision_signature(tower: Path) -> Signature:
 
 def _ids(length: int | str, vocabulary: int) -> Port:
     return port("ids", ("batch", length), "int64", "whole", float(vocabulary))
+
+
+def _load_fused(spec: ModelSpec, adapters: AdapterSet, name: str) -> nn.Module:
+    from models.adapters.whole import fuse_denoiser  # with all conditioners
+    from models.families.text_to_image import load_denoisers
+
+    denoisers = load_denoisers(spec.folder)
+    fuse_denoiser(denoisers, spec, adapters.read())
+    return cast(nn.Module, denoisers[name])
 
 
 def _load_clip_text(tower: Path, tokenizer: Path, projected: bool, penultimate: bool) -> nn.Module:

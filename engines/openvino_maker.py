@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.buckets import Buckets
 from engines.cache import EngineCache, EngineKey
@@ -16,6 +17,9 @@ from engines.precision import TOLERANCE, Precision
 from engines.prepare import build_graph, graph_key
 from engines.verdict import Sample
 from engines.verify import compare, expected_outputs
+
+if TYPE_CHECKING:
+    from models.adapters.whole import AdapterSet
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +37,11 @@ class OpenVinoMaker:
     device: str = "cpu"
     precision: Precision = "fp32"
     rows_are_their_own: bool = True
+    adapters: AdapterSet | None = None
 
     def networks(self) -> Mapping[str, Network]:
         """Denoisers and autoencoders, in fp32 whatever the card asks for; towers run on torch."""
-        named = networks_of(self.folder).items()
+        named = networks_of(self.folder, self.adapters).items()
         return {name: replace(network, eight=None) for name, network in named if not network.is_tower}
 
     def find(self, name: str) -> Path | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.buckets import Buckets, chosen
 from engines.cache import EngineCache, kernels_of
@@ -17,6 +18,9 @@ from engines.prepare import build_network_plan, find_plan, plan_key
 from engines.signature import Sizes
 from engines.verdict import Sample
 from models.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from models.adapters.whole import AdapterSet
 
 DECODER = "vae/decoder"
 
@@ -36,12 +40,15 @@ class PlanMaker:
     device: str = "cuda"
     architectures: tuple[str, ...] = ()
     """What tensorrt-rtx builds for."""
+    refittable: bool = False
+    """Whether the weights of its plans can be exchanged for those of sets of adapters."""
+    adapters: AdapterSet | None = None
     rows_are_their_own: bool = False
     threads: int = 1
 
     def networks(self) -> Mapping[str, Network]:
         """The denoiser with its variants and the decoder, in which a row spends its time."""
-        named = networks_of(self.folder).items()
+        named = networks_of(self.folder, self.adapters).items()
         return {name: network for name, network in named if name == DECODER or not _beside(network)}
 
     def find(self, name: str) -> Path | None:
@@ -50,11 +57,22 @@ class PlanMaker:
         return find_plan(network, self.cache, self.precision, self._options(self._native(network)))
 
     def build(self, name: str, samples: Sequence[Sample]) -> Path:
-        """The plan, built if the cache lacks it; errors as :func:`engines.prepare.build_network_plan`."""
+        """The plan, built if the cache lacks it; errors as :func:`engines.prepare.build_network_plan`. That of a set of
+        adapters is the base's with other weights, where there is such a plan, and for the same shapes."""
         network = self.networks()[name]
+        if (base := self._base(network)) is not None:
+            options = self._options(PlanReport.read(base.parent).buckets)
+            return build_network_plan(network, self.cache, self.precision, options, samples, base)
         calls = [[tensor.shape for tensor in sample] for sample in samples]
         sizes = chosen(network.signature, calls, self._lanes(network)) if calls else self._native(network)
         return build_network_plan(network, self.cache, self.precision, self._options(sizes), samples)
+
+    def _base(self, network: Network) -> Path | None:
+        """The refittable plan without adapters. In 8 bits the scales are part of the plan, and those of the set's are
+        its own."""
+        if not (network.adapters and self.refittable) or network.eight is not None:
+            return None
+        return replace(self, adapters=None).find(network.name)
 
     def discard(self, name: str, path: Path) -> None:
         """Take a plan out of the cache."""
@@ -74,7 +92,7 @@ class PlanMaker:
         return buckets_of(path)
 
     def _options(self, sizes: tuple[Sizes, ...]) -> PlanOptions:
-        return PlanOptions(self.name, sizes, self.architectures)
+        return PlanOptions(self.name, sizes, self.architectures, refittable=self.refittable)
 
     def _lanes(self, network: Network) -> tuple[int, ...]:
         # A picture or a chunk of frames fills the device alone, and its bytes are its own when it is decoded alone.

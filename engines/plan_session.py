@@ -13,7 +13,6 @@ from torch import Tensor
 from engines.cache import replace_file
 from engines.call import TORCH_DTYPE, Bound, Output, bind, graph_digest
 from engines.plan import PlanReport, collected, load_tensorrt, logger_of
-from engines.refit import refit
 from engines.signature import Port, Signature, Sizes
 
 
@@ -41,7 +40,6 @@ class PlanSession:
         """
         self.signature, report = Signature.read(plan.parent), PlanReport.read(plan.parent)
         trt = load_tensorrt(report.flavour)
-        self._plan, self._trt = plan, trt
         self._runtime = trt.Runtime(logger_of(trt))
         with collected(trt) as log:
             self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -89,23 +87,6 @@ class PlanSession:
             tensor.record_stream(self._stream)
         return bound.result
 
-    def refit(self, base: Path, graph: Path | None = None) -> None:
-        """Exchange the weights for those of a set of adapters, or go back to the base; takes turns with calls.
-
-        Args:
-            base, graph: as for :func:`engines.refit.refit`, which also says what it raises.
-        """
-        with self._lock:
-            torch.cuda.synchronize(self._device)
-            now = None  # the base, after a failure too
-            try:
-                refit(self._trt, self._engine, base, graph)
-                now = graph
-            finally:
-                for bucket in self._buckets:
-                    bucket.capture_again()
-                self.numerics = plan_numerics(self._plan, now)
-
     def _bucket(self, sizes: Sizes) -> _Bucket:
         fitting = [bucket for bucket in self._buckets if bucket.takes(sizes)]
         if not fitting:
@@ -133,14 +114,6 @@ class _Bucket:
             self._execute()  # allocates and, in tensorrt-rtx, compiles: neither may happen while a graph is captured
         stream.synchronize()
         self._graph = self._captured() if graph else None
-
-    def capture_again(self) -> None:
-        """After an exchange of weights, whose places in memory a captured graph may hold."""
-        if self._graph is not None:
-            with torch.cuda.stream(self._stream):
-                self._execute()
-            self._stream.synchronize()
-            self._graph = self._captured()
 
     def takes(self, sizes: Sizes) -> bool:
         """Whether a call of these sizes can run here."""
@@ -175,9 +148,9 @@ class _Bucket:
         return graph
 
 
-def plan_numerics(plan: Path, weights: Path | None = None) -> str:
-    """What the bytes depend on that a session of this plan computes: library, GPU, plan, and the graph whose weights it
-    has, if not those that it was built with. ``fixed-N``: every call runs N lanes.
+def plan_numerics(plan: Path) -> str:
+    """What the bytes depend on that a session of this plan computes: library, GPU and plan. ``fixed-N``: every call
+    runs N lanes.
 
     Raises:
         ValueError: this flavour is not installed.
@@ -186,8 +159,7 @@ def plan_numerics(plan: Path, weights: Path | None = None) -> str:
     lanes = {sizes["batch"] for sizes in report.buckets}
     invariance = f"fixed-{lanes.pop()}" if len(lanes) == 1 else "fast"
     gpu, version = torch.cuda.get_device_name(), load_tensorrt(report.flavour).__version__
-    made_of = [graph_digest(file)[:16] for file in (plan, weights) if file is not None]
-    return "/".join([f"{report.flavour}-{version}", gpu, *made_of, invariance])
+    return "/".join([f"{report.flavour}-{version}", gpu, graph_digest(plan)[:16], invariance])
 
 
 def _use_runtime_cache(trt: Any, config: Any, path: Path | None) -> Any:

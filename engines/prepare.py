@@ -14,6 +14,7 @@ from engines.networks import Network, networks_of
 from engines.plan import PLAN_FILE, PlanOptions, build_plan, load_tensorrt
 from engines.precision import OPSET, Precision
 from engines.quantise import calibrate, quantise
+from engines.refit import refit_plan
 from engines.session import OnnxSession
 from engines.verdict import Sample
 from models.weights import weight_files
@@ -21,6 +22,7 @@ from models.weights import weight_files
 logger = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).resolve().parent.parent
+_PARTS = ("", "adapters/", "checkpoints/", "spec/")
 _WITHOUT_GRAPHS = (
     "background.py", "buckets.py", "cache.py", "life.py", "maker.py", "openvino_maker.py", "openvino_session.py",
     "plan.py", "plan_maker.py", "plan_session.py", "prepare.py", "quality.py", "refit.py", "refused.py",
@@ -28,7 +30,7 @@ _WITHOUT_GRAPHS = (
 )  # fmt: skip
 _CODE = tuple(
     path.relative_to(_SOURCE).as_posix()
-    for pattern in ("engines/*.py", "kernels/*.py", "models/*.py", "models/spec/*.py", "models/checkpoints/*.py")
+    for pattern in ("engines/*.py", "kernels/*.py", *(f"models/{part}*.py" for part in _PARTS))
     for path in sorted(_SOURCE.glob(pattern))
     if path.name not in _WITHOUT_GRAPHS
 ) + ("models/conditioners/text.py",)
@@ -154,10 +156,23 @@ def build_served(
 
 
 def build_network_plan(
-    network: Network, cache: EngineCache, precision: Precision, options: PlanOptions, samples: Sequence[Sample] = ()
+    network: Network,
+    cache: EngineCache,
+    precision: Precision,
+    options: PlanOptions,
+    samples: Sequence[Sample] = (),
+    base: Path | None = None,
 ) -> Path:
-    """The TensorRT plan of one network, built from its graph if the cache lacks it; ``samples`` as for
-    :func:`build_served`.
+    """The TensorRT plan of one network, built from its graph if the cache lacks it.
+
+    Args:
+        network: to be built.
+        cache: holds its plan, or gets it.
+        precision: of its graph.
+        options: what the plan is for.
+        samples: as for :func:`build_served`.
+        base: a refittable plan of the same network without adapters, for these options, whose weights are exchanged
+            in place of a build.
 
     Raises:
         ValueError: as :func:`prepare`, or as :func:`engines.plan.build_plan`.
@@ -167,7 +182,10 @@ def build_network_plan(
     def build_into(folder: Path) -> None:
         graph = build_served(network, cache, precision, samples)
         logger.info("building a plan", extra={"network": network.name, "flavour": options.flavour})
-        build_plan(graph, options, folder, cache.beside(_timing_file(options)))
+        if base is not None:
+            refit_plan(base, graph, folder)
+        else:
+            build_plan(graph, options, folder, cache.beside(_timing_file(options)))
 
     return cache.get_or_build(plan_key(network, precision, options), build_into) / PLAN_FILE
 
@@ -198,6 +216,7 @@ def graph_key(network: Network, precision: Precision = "fp32") -> EngineKey:
         format=f"onnx-{OPSET[exact]}",
         libraries=" ".join(f"{name}-{version(name)}" for name in _EXPORTERS),
         code=sha256_of_files([_SOURCE / name for name in _CODE]),
+        adapters=network.adapters,
     )
 
 

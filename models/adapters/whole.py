@@ -6,6 +6,7 @@ The networks that are changed are the caller's own. Weights that others run on s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,36 @@ from models.families.row import Denoiser
 from models.families.text_to_image import TextConditioner
 from models.spec.config import read_config, reading
 from models.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class AdapterSet:
+    """A set of adapters that fits a model, by its files: plain data, and nothing that is open."""
+
+    weights: tuple[tuple[Path, float], ...]
+    """File and weight of each."""
+    identity: str
+    """:func:`adapters_id`."""
+    parts: frozenset[str]
+    """:func:`parts_changed`."""
+
+    @classmethod
+    def of(cls, spec: ModelSpec, adapters: Sequence[Weighted]) -> AdapterSet:
+        """The set for this model; errors as :func:`parts_changed`."""
+        weights = tuple((each.adapter.path, each.weight) for each in adapters)
+        return cls(weights, adapters_id(adapters), parts_changed(spec, adapters))
+
+    def read(self) -> list[Weighted]:
+        """The adapters, from their files.
+
+        Raises:
+            ValueError: a file is gone, damaged, or not what it was.
+        """
+        found = [Weighted(read_adapter(path), weight) for path, weight in self.weights]
+        if adapters_id(found) != self.identity:
+            names = ", ".join(path.name for path, _ in self.weights)
+            raise ValueError(f"{names}: changed on disk; ask again to use what is there")
+        return found
 
 
 def parts_changed(spec: ModelSpec, adapters: Sequence[Weighted]) -> frozenset[str]:
@@ -43,24 +74,6 @@ def parts_changed(spec: ModelSpec, adapters: Sequence[Weighted]) -> frozenset[st
             blank = blank_network(read_config(path))
         Fusible(blank, folders[part]).check(adapters)
     return changed
-
-
-def reread(adapters: Mapping[Path, float], identity: str) -> list[Weighted]:
-    """The set once more from its files, for whoever kept only their names.
-
-    Args:
-        adapters: weight by file.
-        identity: :func:`adapters_id` of the set as it was.
-
-    Raises:
-        ValueError: a file is gone, damaged, or not what it was.
-    """
-    found = [Weighted(read_adapter(path), weight) for path, weight in adapters.items()]
-    if adapters_id(found) != identity:
-        raise ValueError(
-            f"{', '.join(path.name for path in adapters)}: changed on disk; ask again to use what is there"
-        )
-    return found
 
 
 def fuse_denoiser(denoisers: Mapping[str, Denoiser], spec: ModelSpec, adapters: Sequence[Weighted]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
+from models.adapters.whole import AdapterSet
+from models.spec.model import ModelSpec
 from service.jobs.job import ImageToVideo, PictureRequest
-from service.settings import Settings, installed_models
-from service.worker.adapted import adapted_models
+from service.settings import Settings, installed_adapters, installed_models
+from service.worker.adapted import AdaptedModels
 from service.worker.batch import Stage
 from service.worker.clip import Clip
 from service.worker.input import NO_INPUTS, Inputs
+from service.worker.loaded import LoadedModel
 from service.worker.media import encode_picture
 from service.worker.opening import load_model
 from service.worker.picture import Picture
@@ -41,7 +45,12 @@ def generate(
     place = placement(settings)
     set_up(place, settings)
     spec, loras = installed_models(settings)[request.model], request.loras
-    loaded = adapted_models(settings).open(spec, loras) if loras else load_model(spec, settings, place)
+
+    def load(spec: ModelSpec, adapters: AdapterSet | None = None) -> LoadedModel:
+        return load_model(spec, settings, place, adapters=adapters)
+
+    installed = partial(installed_adapters, settings)
+    loaded = AdaptedModels(load, installed).open(spec, loras) if loras else load(spec)
     common = (request.seed, time.time(), loaded, loaded.numerics(request.deterministic), inputs)
     piece: Piece = Clip(request, *common) if isinstance(request, ImageToVideo) else Picture(request, *common)
     runner = Runner()

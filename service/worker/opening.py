@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,9 @@ from torch import Tensor
 from engines.cache import sha256_of_files
 from engines.life import EngineLife
 from engines.prepare import weights_digest
+from models.adapters.file import DENOISER
+from models.adapters.fuse import Weighted
+from models.adapters.whole import AdapterSet, fuse_denoiser, fuse_text_encoders
 from models.checkpoints.stored import stored_numbers, weight_files
 from models.conditioners.video import SVDConditioner
 from models.encoders import encoder_bytes
@@ -42,8 +45,9 @@ CONDITIONER_FOLDERS = ("text_encoder", "tokenizer", "image_encoder", "feature_ex
 
 
 def load_model(
-    spec: ModelSpec, settings: Settings, place: Placement | None = None, engines: EngineLife | None = None
-) -> LoadedModel:
+    spec: ModelSpec, settings: Settings, place: Placement | None = None, engines: EngineLife | None = None,
+    adapters: AdapterSet | None = None,
+) -> LoadedModel:  # fmt: skip
     """Open a model on the configured back end. Networks on torch are read when they are first used, or before by
     whoever holds the model.
 
@@ -52,14 +56,17 @@ def load_model(
         settings: of the installation.
         place: where its networks run; where the settings say, if not given.
         engines: the model's; those that the settings say, made first where the model is to wait for them, if not given.
+        adapters: to have in its weights.
 
     Raises:
         ValueError: a file of the model is missing, or cannot be what its name says.
     """
     place = place or placement(settings)
-    life = engine_life(spec, settings, place) if engines is None else engines
+    life = engine_life(spec, settings, place, adapters=adapters) if engines is None else engines
     on_torch = _modules(spec, place)
     on_torch.networks["conditioner"] = _conditioner(spec, place)
+    if adapters is not None:
+        on_torch = _carrying(on_torch, spec, adapters)
     found = [on_torch]
     if life.maker is not None and life.states:
         variants = [name for name in life.maker.networks() if name.partition("/")[0] == spec.system.denoiser]
@@ -135,6 +142,26 @@ def _modules(spec: ModelSpec, place: Placement) -> Parts:
 
     fast_decode = _call(networks["fast decoder"]) if "fast decoder" in networks else None
     return Parts(networks, LazyDenoisers(denoisers), decode, moments, fast_decode, strict, fast)
+
+
+def _carrying(parts: Parts, spec: ModelSpec, adapters: AdapterSet) -> Parts:
+    """A model with a set of adapters is one of its own: the networks that the set changes are read once more and fused
+    with it, those that it leaves alone are shared with the plain model, whose weights stay as they are."""
+    networks, denoisers = dict(parts.networks), parts.denoisers
+
+    def fused(role: Role, fuse: Callable[[Any, ModelSpec, Sequence[Weighted]], None]) -> LazyNetwork[Any]:
+        return networks[role].derived(adapters.identity, lambda network: fuse(network, spec, adapters.read()))
+
+    if DENOISER in adapters.parts:
+        networks["denoiser"] = fused("denoiser", fuse_denoiser)
+        denoisers = LazyDenoisers(networks["denoiser"])
+    if adapters.parts - {DENOISER}:
+        networks["conditioner"] = fused("conditioner", fuse_text_encoders)
+    strict, fast = (
+        replace(numerics, id=numerics_id({"plain": numerics.id, "adapters": adapters.identity}))
+        for numerics in (parts.strict, parts.fast)
+    )
+    return replace(parts, networks=networks, denoisers=denoisers, strict=strict, fast=fast)
 
 
 def _conditioner(spec: ModelSpec, place: Placement) -> LazyNetwork[Any]:

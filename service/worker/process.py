@@ -14,6 +14,7 @@ import torch
 
 from engines.life import EngineFailed, EngineLife
 from kernels.backend import chosen
+from models.adapters.whole import AdapterSet
 from models.spec.model import ModelSpec
 from service.catalogue import Catalogue
 from service.heartbeat import HEARTBEAT, Heartbeat, exit_when_overdue
@@ -22,9 +23,9 @@ from service.jobs.bus import PROGRESS_EVERY_S, Bus
 from service.jobs.open import open_store
 from service.jobs.store import JobStore
 from service.metrics import WorkerMetrics
-from service.settings import Settings, worker_name
+from service.settings import Settings, installed_adapters, worker_name
 from service.status import WorkerStatus
-from service.worker.adapted import adapted_models
+from service.worker.adapted import AdaptedModels
 from service.worker.loaded import LoadedModel
 from service.worker.loop import Worker
 from service.worker.opening import load_model
@@ -67,8 +68,8 @@ def run_worker(settings: Settings) -> None:
     WorkerStatus(pid=pid, state="starting").write(settings.worker_status_path)
     specs = Catalogue(settings)
 
-    def load(spec: ModelSpec, engines: EngineLife) -> LoadedModel:
-        return load_model(spec, settings, place, engines)
+    def load(spec: ModelSpec, engines: EngineLife, adapters: AdapterSet | None) -> LoadedModel:
+        return load_model(spec, settings, place, engines, adapters)
 
     upgrades = Upgrades(settings, place, load, metrics)
     opened = open_when_there(lambda: open_store(settings.store_url, settings.max_queued), metrics, stop)
@@ -107,7 +108,7 @@ def _residency(
         upgrades.open,
         weights_limit(place, settings.memory_bytes),
         on_load,
-        adapted_models(settings),
+        AdaptedModels(upgrades.open, partial(installed_adapters, settings)),
         Parking(host_limit(place, settings.host_bytes)),
         partial(set_up_loader, place),
     )

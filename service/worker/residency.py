@@ -143,7 +143,7 @@ class Residency:
         memory behind the last row that runs on them: call it now and then, without names too."""
         self._openings |= {name: self._openings.get(name, 0) + 1 for name in names}
         with self._lock:
-            for key in [key for key in self._models if not key.adapters and key.version != self._opening(key.name)]:
+            for key in [key for key in self._models if key.version[:1] != self._opening(key.name)]:
                 if self._models[key].done():
                     future = self._models.pop(key)
                     if future.exception() is None:

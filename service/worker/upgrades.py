@@ -21,6 +21,7 @@ from engines.background import Background
 from engines.cache import EngineCache
 from engines.life import Build, Built, EngineLife, Samples, State, blames_the_call
 from engines.maker import Maker, OnnxMaker
+from engines.networks import Network
 from engines.openvino_maker import OpenVinoMaker
 from engines.openvino_session import openvino_version
 from engines.plan import Flavour, load_tensorrt
@@ -28,9 +29,10 @@ from engines.plan_maker import DECODER, PlanMaker
 from engines.precision import Precision
 from engines.refused import refusal_of
 from engines.trial import build_and_judge
+from models.adapters.whole import AdapterSet
 from models.spec.model import ModelSpec
 from service.metrics import WorkerMetrics
-from service.settings import ZOO, Settings
+from service.settings import ZOO, Settings, installed_adapters
 from service.worker.loaded import LoadedModel
 from service.worker.numerics import strict_lanes
 from service.worker.placement import Placement
@@ -50,14 +52,22 @@ ANSWER_LIMIT_S = 600.0
 LOOK_EVERY_S = 0.5
 """At a build that is waited for."""
 
-MakerOf = Callable[[ModelSpec, Settings, Placement], Maker | None]
+SET_ROWS = 8
+"""Pictures that are made with a set of adapters before its engines are built, which takes as long as some dozens of
+them: most sets are used less."""
+SETS = 16
+"""Sets of adapters whose engines are thought of at a time. Another one begins to count from none."""
+
+MakerOf = Callable[[ModelSpec, Settings, Placement, AdapterSet | None], Maker | None]
+Load = Callable[[ModelSpec, EngineLife, AdapterSet | None], LoadedModel]
 Start = Callable[[Maker, Sequence[str], Samples], Build]
 """Begins to build the engines of these networks in another process, to be judged on these samples."""
 
 
-def maker_of(spec: ModelSpec, settings: Settings, place: Placement) -> Maker | None:
-    """What makes the engines of a model; None where it runs on torch: in half precision on the processor, on a GPU
-    without TensorRT, where that is the setting, and where a refiner takes over from the denoiser.
+def maker_of(spec: ModelSpec, settings: Settings, place: Placement, adapters: AdapterSet | None = None) -> Maker | None:
+    """What makes the engines of a model, with adapters in its weights or without; None where it runs on torch: in half
+    precision on the processor, on a GPU without TensorRT, where that is the setting, and where a refiner takes over
+    from the denoiser.
 
     Raises:
         ValueError: as :func:`check_backend`.
@@ -70,12 +80,13 @@ def maker_of(spec: ModelSpec, settings: Settings, place: Placement) -> Maker | N
         precision = cast(Precision, place.precision)
         lanes = tuple(sorted({1 + (spec.guidance > 1.0), strict_lanes(spec, place)}))
         targets = _architectures(settings.backend, place.device)
-        return PlanMaker(spec.folder, cache, settings.backend, precision, lanes, str(place.device), targets)
+        refittable, device = bool(installed_adapters(settings)), str(place.device)
+        return PlanMaker(spec.folder, cache, settings.backend, precision, lanes, device, targets, refittable, adapters)
     in_fp32_on_cpu = not place.on_gpu and place.dtype == torch.float32
     if settings.backend == "torch" or not in_fp32_on_cpu:
         return None
     make = OpenVinoMaker if settings.backend == "openvino" else OnnxMaker
-    return make(spec.folder, cache, settings.threads)
+    return make(spec.folder, cache, settings.threads, adapters=adapters)
 
 
 def check_backend(settings: Settings, place: Placement) -> None:
@@ -96,8 +107,9 @@ def check_backend(settings: Settings, place: Placement) -> None:
 
 
 def engine_life(
-    spec: ModelSpec, settings: Settings, place: Placement, make: MakerOf = maker_of, start: Start | None = None
-) -> EngineLife:
+    spec: ModelSpec, settings: Settings, place: Placement, make: MakerOf = maker_of, start: Start | None = None,
+    adapters: AdapterSet | None = None,
+) -> EngineLife:  # fmt: skip
     """The engines that a model is opened with: those of the cache, after those were built that it waits for. A network
     that cannot have one stays on torch.
 
@@ -107,17 +119,18 @@ def engine_life(
         place: where networks run.
         make: says what makes the engines of a model.
         start: begins a build; a process beside this one, if not given.
+        adapters: in the model's weights. It is not waited for the engines of a set.
 
     Raises:
         ValueError: a file of the model is missing, or cannot be what its name says; or as :func:`check_backend`.
     """
-    maker, start = make(spec, settings, place), start or start_build
+    maker, start = make(spec, settings, place, adapters), start or start_build
     if maker is None:
         return EngineLife({})
     networks = maker.networks()
     found = {name: _found(path) for name in networks if (path := maker.find(name)) is not None}
     missing = [name for name in networks if name not in found]
-    if _waits(spec, settings, place):
+    if adapters is None and _waits(spec, settings, place):
         # Scales of 8 bits come from inputs that occurred, for which there is nothing to wait.
         now = [name for name in missing if networks[name].eight is None]
         if not place.on_gpu:
@@ -125,8 +138,11 @@ def engine_life(
         elif now:
             found |= _waited_for(start(maker, now, {}), now)
         missing = [name for name in missing if name not in now]
-    calls = {next(iter(networks)): spec.steps, DECODER: 1}
-    awaited = {n: 1 if networks[n].eight is None else EIGHT_ROWS * calls[n] for n in calls if n in missing}
+    awaited = {
+        name: _rows(networks[name]) * calls or 1
+        for name, calls in {next(iter(networks)): spec.steps, DECODER: 1}.items()
+        if name in missing
+    }
     begin = None if settings.engines == "cached" else partial(start, maker)
     return EngineLife(found, missing, begin, awaited, _excused, maker)
 
@@ -138,7 +154,7 @@ class Upgrades:
         self,
         settings: Settings,
         place: Placement,
-        load: Callable[[ModelSpec, EngineLife], LoadedModel],
+        load: Load,
         metrics: WorkerMetrics,
         make: MakerOf = maker_of,
         start: Start | None = None,
@@ -147,7 +163,7 @@ class Upgrades:
         Args:
             settings: of the installation.
             place: where networks run.
-            load: opens a model with the engines that its life has now.
+            load: opens a model with the engines that its life has now, and with adapters in its weights.
             metrics: told of states and fallbacks.
             make, start: as for :func:`engine_life`.
 
@@ -157,33 +173,41 @@ class Upgrades:
         check_backend(settings, place)
         self._open_life = partial(engine_life, settings=settings, place=place, make=make, start=start)
         self._load, self._metrics = load, metrics
-        self._lives: dict[str, tuple[ModelSpec, EngineLife]] = {}
+        self._lives: dict[tuple[str, str], tuple[ModelSpec, EngineLife]] = {}
         self._fallen: Counter[str] = Counter()
 
-    def open(self, spec: ModelSpec) -> LoadedModel:
+    def open(self, spec: ModelSpec, adapters: AdapterSet | None = None) -> LoadedModel:
         """A model with its engines as they are now; errors as ``load``."""
-        known, life = self._lives.get(spec.name, (None, None))
+        key = spec.name, adapters.identity if adapters else ""
+        known, life = self._lives.get(key, (None, None))
         if life is None or known != spec:  # another model may have taken the name
             if life is not None:
                 life.stop()
-            life = self._open_life(spec)
-            self._lives[spec.name] = spec, life
-        return self._load(spec, life)
+            life = self._open_life(spec, adapters=adapters)
+            self._lives[key] = spec, life
+            self._forget_sets()
+        return self._load(spec, life, adapters)
 
     def look(self) -> list[str]:
         """Names of the models that rows should begin on anew from now on. Begins the next build; call it about once a
         second, from the thread that runs the networks."""
-        lives = {name: life for name, (_, life) in list(self._lives.items())}
-        changed = [name for name, life in lives.items() if life.look()]
+        lives = {key: life for key, (_, life) in list(self._lives.items())}
+        changed = [name for (name, _), life in lives.items() if life.look()]
         if not any(life.builds for life in lives.values()):
             next((life.begin for life in lives.values() if life.waits), lambda: None)()
         self._tell(lives.values())
-        return changed
+        return list(dict.fromkeys(changed))
 
     def close(self) -> None:
         """End the build that is under way."""
         for _, life in self._lives.values():
             life.stop()
+
+    def _forget_sets(self) -> None:
+        """Think no more of the sets that were opened first: there is no end of them. Who has one open keeps it."""
+        sets = [key for key, (_, life) in self._lives.items() if key[1] and not life.builds]
+        for key in sets[: max(0, len(sets) - SETS)]:
+            self._lives.pop(key)[1].stop()
 
     def _tell(self, lives: Collection[EngineLife]) -> None:
         now = Counter(state for life in lives for state in life.states.values())
@@ -192,6 +216,11 @@ class Upgrades:
         for reason in ("rejected", "dropped"):
             self._metrics.engine_fallbacks.labels(reason).inc(max(0, now[reason] - self._fallen[reason]))
             self._fallen[reason] = now[reason]
+
+
+def _rows(network: Network) -> int:
+    """Of which inputs are to be seen before an engine of this network is built; 0: one call will do."""
+    return max(EIGHT_ROWS if network.eight is not None else 0, SET_ROWS if network.adapters else 0)
 
 
 def start_build(maker: Maker, names: Sequence[str], samples: Samples) -> Build:

@@ -17,6 +17,8 @@ from engines.cache import EngineCache, kernels_of
 from engines.networks import Network
 from engines.plan import PLAN_FILE, REPORT_FILE, PlanOptions, PlanReport
 from engines.plan_maker import PlanMaker
+from models.adapters.file import DENOISER
+from models.adapters.whole import AdapterSet
 from tests.support.tiny_towers import write_tiny_sd3, write_tiny_svd
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is published for Linux on x86-64")
@@ -45,7 +47,7 @@ def test_a_plan_is_for_the_shapes_of_calls_or_the_native_ones(
 ) -> None:
     asked: list[tuple[str, PlanOptions]] = []
     monkeypatch.setattr(
-        module, "build_network_plan", lambda _, __, precision, options, ___: asked.append((precision, options))
+        module, "build_network_plan", lambda _, __, precision, options, *___: asked.append((precision, options))
     )
     maker = pickle.loads(pickle.dumps(maker_of(sdxl_folder, tmp_path)))
     unet, decoder = maker.networks().values()
@@ -89,3 +91,31 @@ def test_the_plan_that_was_used_last_is_found_and_forgotten(
     kernels_of(other.parent).write_bytes(b"compiled when it was loaded")
     maker.discard("vae/decoder", other)
     assert maker.find("vae/decoder") == native and not kernels_of(other.parent).exists()
+
+
+def test_a_set_of_adapters_takes_the_plan_of_the_plain_model(
+    sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Network, PlanOptions, Path | None]] = []
+    monkeypatch.setattr(
+        module,
+        "build_network_plan",
+        lambda network, _, __, options, ___, base=None: asked.append((network, options, base)),
+    )
+    found: list[PlanMaker] = []
+    monkeypatch.setattr(PlanMaker, "find", lambda maker, _name: found.append(maker) or tmp_path / "plan" / PLAN_FILE)
+    report = PlanReport("tensorrt-rtx", "0", (), ({"batch": 2},), {}, {}, (), 4, 0.0)
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / REPORT_FILE).write_text(json.dumps(asdict(report)))
+    adapters = AdapterSet(((tmp_path / "a.safetensors", 1.0),), "identity", frozenset({DENOISER}))
+    for changes in ({"refittable": True}, {"refittable": False}):
+        maker = maker_of(sdxl_folder, tmp_path, adapters=adapters, **changes)
+        for name in ("unet", "vae/decoder"):
+            maker.build(name, ())
+    bases = [base is not None for _, _, base in asked]
+    assert bases == [True, False, False, False], "the set's own network, of plans that can be refitted"
+    (base,) = found
+    assert base.adapters is None and base.refittable
+    network, options, _ = asked[0]
+    assert network.adapters == "identity" and options.buckets == report.buckets and options.refittable
+    assert not asked[1][0].adapters

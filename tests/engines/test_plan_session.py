@@ -33,7 +33,7 @@ CALLS = {
     "IOptimizationProfile": {"set_shape": ["input", "min", "opt", "max"]},
     "INetworkDefinition": {"get_layer": ["index"]},
     "ILayer": {"get_output": ["index"]},
-    "ICudaEngine": {"create_runtime_config": []},
+    "ICudaEngine": {"create_runtime_config": [], "serialize": []},
     "IRuntimeConfig": {"create_runtime_cache": [], "set_runtime_cache": ["cache"]},
     "IRuntimeCache": {"serialize": [], "deserialize": ["blob"]},
     "OnnxParserRefitter": {"refit_from_file": ["model"]},

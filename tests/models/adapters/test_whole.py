@@ -14,7 +14,7 @@ from transformers import T5EncoderModel
 
 from models.adapters.file import DENOISER, read_adapter
 from models.adapters.fuse import Fusible, Weighted, adapters_id
-from models.adapters.whole import fuse_denoiser, fuse_text_encoders, parts_changed, reread
+from models.adapters.whole import AdapterSet, fuse_denoiser, fuse_text_encoders, parts_changed
 from models.eight_bit import EightBitLinear
 from models.encoders import load_encoder, load_t5_in_8_bits
 from models.families.text_to_image import load_conditioner, load_denoisers
@@ -127,9 +127,9 @@ def test_a_set_read_again_is_the_same_or_an_error(sdxl_folder: Path, tmp_path: P
     unet = load_denoisers(sdxl_folder)["unet"]
     assert isinstance(unet, nn.Module)
     set_ = [adapter(tmp_path / "a.safetensors", {"unet": unet}, "to_q")]
-    files = {tmp_path / "a.safetensors": 1.0}
-    assert adapters_id(reread(files, adapters_id(set_))) == adapters_id(set_)
+    kept = AdapterSet.of(ModelSpec.read(sdxl_folder), set_)
+    assert kept.parts == {DENOISER} and adapters_id(kept.read()) == kept.identity == adapters_id(set_)
     adapter(tmp_path / "b.safetensors", {"unet": unet}, "to_v")
     shutil.move(tmp_path / "b.safetensors", tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"a\.safetensors: changed on disk"):
-        reread(files, adapters_id(set_))
+        kept.read()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import CLIPTextModel
 
 from models.adapters.file import read_adapter
 from models.adapters.fuse import Fusible, Weighted
+from models.adapters.whole import AdapterSet
 from models.encoders import load_encoder
 from models.spec.model import ModelSpec
 from models.weights import WEIGHTS, load_unet
@@ -56,9 +56,10 @@ def shelf(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted_from(folder: Path) -> AdaptedModels:
-    return AdaptedModels(
-        partial(load_model, settings=TORCH), lambda: {path.stem: path for path in folder.glob("*.safetensors")}
-    )
+    def load(spec: ModelSpec, adapters: AdapterSet) -> LoadedModel:
+        return load_model(spec, TORCH, adapters=adapters)
+
+    return AdaptedModels(load, lambda: {path.stem: path for path in folder.glob("*.safetensors")})
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from engines import plan
+from engines import plan, trial
 from engines.background import Background, Done
 from engines.cache import KEY, EngineCache
 from engines.life import Built, EngineLife, Samples
@@ -32,21 +32,27 @@ from engines.prepare import find
 from engines.refused import Refusal, allow, refuse
 from engines.session import OnnxSession
 from engines.trial import build_and_judge
+from models.adapters.file import read_adapter
+from models.adapters.fuse import Weighted
+from models.adapters.whole import AdapterSet
 from models.families import image_to_video
 from models.families.image_to_video import ImageToVideoModel
 from models.spec.model import ModelSpec
+from models.weights import load_unet
 from service.heartbeat import EXIT_CODE
-from service.jobs.job import JobState
+from service.jobs.job import Adapter, JobState
 from service.metrics import WorkerMetrics
 from service.settings import ZOO, Settings
 from service.worker import loop
 from service.worker import upgrades as module
+from service.worker.adapted import AdaptedModels
 from service.worker.loaded import LoadedModel
 from service.worker.opening import load_model
 from service.worker.placement import Placement, placement
 from service.worker.upgrades import MakerOf, Upgrades, check_backend, engine_life, maker_of, start_build
+from tests.support.adapters import low_rank, write_peft
 from tests.support.fixed import FixedMaker
-from tests.support.rig import Rig, a_picture, alone, make_request
+from tests.support.rig import Rig, a_picture, alone, denoised, make_request, pixels_of
 from tests.support.tiny_towers import write_tiny_svd
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,8 +83,12 @@ class Build:
 class Upgraded(Rig):
     """A worker whose models get engines."""
 
-    def __init__(self, folder: Path, loaded: LoadedModel, build: Build, make: MakerOf = maker_of) -> None:
-        super().__init__(folder, loaded, load=self._open)
+    def __init__(
+        self, folder: Path, loaded: LoadedModel, build: Build, make: MakerOf = maker_of, shelf: Path | None = None
+    ) -> None:
+        installed = {} if shelf is None else {file.stem: file for file in shelf.glob("*.safetensors")}
+        adapted = AdaptedModels(lambda spec, chosen: self.upgrades.open(spec, chosen), lambda: installed)
+        super().__init__(folder, loaded, load=self._open, adapted=adapted)
         settings = Settings(data=folder, backend="onnxruntime", engines="background", threads=1)
         self.build = build
         self.upgrades = Upgrades(settings, placement(settings), self._load, self.metrics, make, build)
@@ -86,12 +96,12 @@ class Upgraded(Rig):
     def _open(self, spec: ModelSpec) -> LoadedModel:
         return self.upgrades.open(spec)
 
-    def _load(self, spec: ModelSpec, engines: EngineLife) -> LoadedModel:
-        return load_model(spec, Settings(backend="onnxruntime", threads=1), engines=engines)
+    def _load(self, spec: ModelSpec, engines: EngineLife, adapters: AdapterSet | None) -> LoadedModel:
+        return load_model(spec, Settings(backend="onnxruntime", threads=1), engines=engines, adapters=adapters)
 
     def paths(self, name: str) -> dict[str, Path]:
         """The engines of a model."""
-        return dict(self.upgrades._lives[name][1].paths)
+        return dict(self.upgrades._lives[name, ""][1].paths)
 
     def look(self) -> list[str]:
         """What the worker's process does about once a second."""
@@ -154,6 +164,131 @@ def test_rows_in_flight_finish_on_torch_and_later_ones_run_on_engines(
     upgraded.tick_until(lambda: upgraded.look() == [] and on_torch not in upgraded.residency.memory.networks)
     assert serving in upgraded.residency.memory.networks
     assert upgraded.value("darkroom_engine_fallbacks_total", reason="dropped") == 0
+
+
+INK, WOOL = (Adapter(name=name, scale=1.0) for name in ("ink", "wool"))
+
+
+@pytest.fixture
+def shelf(sdxl_folder: Path, tmp_path: Path) -> Path:
+    """Two adapters, each of which changes every attention of the UNet."""
+    unet = load_unet(sdxl_folder)
+    layers = [name.removesuffix(".weight") for name, _ in unet.named_parameters() if name.endswith("to_q.weight")]
+    (tmp_path / "loras").mkdir()
+    for number, name in enumerate(("ink", "wool")):
+        write_peft(tmp_path / "loras" / f"{name}.safetensors", low_rank(unet, layers, number), "unet.")
+    return tmp_path / "loras"
+
+
+def set_of(spec: ModelSpec, shelf: Path, *adapters: Adapter) -> AdapterSet:
+    files = [(read_adapter(shelf / f"{adapter.name}.safetensors"), adapter.scale) for adapter in adapters]
+    return AdapterSet.of(spec, [Weighted(file, scale) for file, scale in files])
+
+
+@pytest.fixture
+def with_sets(
+    tmp_path: Path, loaded: LoadedModel, sdxl_engines: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Upgraded]:
+    """A worker with the plain model's engines in its cache, and none of a set."""
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
+    (tmp_path / "worker" / "engines").mkdir(parents=True)
+    for path in find(loaded.model.spec.folder, EngineCache(sdxl_engines)).values():
+        (tmp_path / "worker" / "engines" / path.parent.name).symlink_to(path.parent)
+    build = Build(find(loaded.model.spec.folder, EngineCache(sdxl_engines)))
+    rig = Upgraded(tmp_path / "worker", loaded, build, shelf=shelf)
+    yield rig
+    rig.close()
+
+
+def test_a_set_of_adapters_gets_engines_when_it_was_used_often(
+    with_sets: Upgraded, loaded: LoadedModel, on_engines: LoadedModel, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SET_ROWS", 2)
+    spec, rig = loaded.model.spec, with_sets
+    on_torch = load_model(spec, Settings(backend="torch", threads=1), adapters=set_of(spec, shelf, INK))
+    first, plain = rig.submit(seed=1, loras=(INK,)), rig.submit(seed=1)
+    rig.finish(first, plain)
+    assert rig.look() == [] and not rig.build.asked, "one picture is not often"
+    made = rig.upgrades._lives[spec.name, set_of(spec, shelf, INK).identity][1]
+    assert made.states == {"unet": "building", "vae/decoder": "engine", "vae/encoder": "engine"}
+    second, other = (
+        rig.submit(seed=2, num_inference_steps=2 * spec.steps, loras=(INK,)),
+        rig.submit(seed=1, loras=(WOOL,)),
+    )
+    rig.finish(second, other)
+    assert rig.look() == [] and [tuple(names) for names, _ in rig.build.asked] == [("unet",)]
+    rig.build.ready = True
+    assert rig.look() == [spec.name]
+    third, again = rig.submit(seed=1, loras=(INK,)), rig.submit(seed=1)
+    rig.finish(third, again)
+    assert rig.contents(first) != rig.contents(other) and rig.contents(first) != rig.contents(plain)
+    assert rig.contents(plain) == rig.contents(again)
+    # The engine that this build stands in with is the plain model's.
+    assert rig.contents(third) == alone(on_engines, third.request)  # type: ignore[arg-type]
+    ids = [rig.get(job).results[0].numerics_id for job in (first, second, third, plain)]
+    assert ids[0] == ids[1] and len(set(ids[1:])) == 3
+    fused = on_torch.networks["denoiser"].identity
+    rig.tick_until(lambda: rig.look() == [] and fused not in rig.residency.memory.networks)
+
+
+class Builds(Build):
+    """Builds in this process, for real."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def __call__(self, maker: Maker, names: Sequence[str], samples: Samples) -> Builds:
+        self.asked.append((names, samples))
+        self.built = build_and_judge(maker, names, samples, 60.0)
+        return self
+
+    def poll(self) -> Done[dict[str, Built]] | None:
+        return Done(self.built, "", 1.0, 0)
+
+
+@pytest.mark.slow
+def test_the_engine_of_a_set_computes_what_its_fused_networks_do(
+    tmp_path: Path, loaded: LoadedModel, with_sets: Upgraded, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SET_ROWS", 1)
+    monkeypatch.setattr(trial, "timed", lambda found, *_: found)  # on a busy machine a tiny network may be slower
+    rig = Upgraded(tmp_path / "worker", loaded, Builds(), shelf=shelf)
+    spec, sets = loaded.model.spec, [(INK,), (WOOL,), (INK, WOOL)]
+    for chosen in sets:
+        rig.finish(rig.submit(seed=1, num_inference_steps=spec.steps, loras=chosen))
+    for _ in sets:
+        rig.look(), rig.look()
+    assert [tuple(names) for names, _ in rig.build.asked] == [("unet",)] * 3
+    jobs = [rig.submit(seed=5, loras=chosen) for chosen in sets]
+    rig.finish(*jobs)
+    ids = set()
+    for chosen, job in zip(sets, jobs, strict=True):
+        adapters = set_of(spec, shelf, *chosen)
+        on_torch = load_model(spec, Settings(backend="torch", threads=1), adapters=adapters)
+        settings = Settings(data=tmp_path / "worker", backend="onnxruntime", engines="cached", threads=1)
+        on_engines = load_model(spec, settings, adapters=adapters)
+        assert rig.contents(job) == alone(on_engines, job.request)  # type: ignore[arg-type]
+        ours, theirs, plain = (
+            pixels_of(denoised(one, job.request, 5)).astype(int)
+            for one in (on_engines, on_torch, loaded)  # type: ignore[arg-type]
+        )
+        assert np.abs(ours - theirs).max() <= 2
+        assert np.abs(ours - plain).max() > 2, "the plain model's is another"
+        ids.add(rig.get(job).results[0].numerics_id)
+    assert len(ids) == 3 and on_torch.strict.id not in ids
+    rig.close()
+
+
+def test_sets_without_end_are_forgotten(
+    tmp_path: Path, loaded: LoadedModel, with_sets: Upgraded, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETS", 2)
+    spec, upgrades = loaded.model.spec, with_sets.upgrades
+    upgrades.open(spec)
+    sets = [set_of(spec, shelf, Adapter(name="ink", scale=scale)) for scale in (0.1, 0.2, 0.3)]
+    for one in sets:
+        upgrades.open(spec, one)
+    assert set(upgrades._lives) == {(spec.name, key) for key in ("", sets[1].identity, sets[2].identity)}
 
 
 def nothing(_session: OnnxSession, *inputs: Tensor) -> Tensor:
@@ -525,7 +660,7 @@ def test_builds_are_made_one_at_a_time(tmp_path: Path, sdxl_folder: Path) -> Non
 
     settings = Settings(data=tmp_path, engines="background")
     place, metrics = placement(settings), WorkerMetrics()
-    upgrades = Upgrades(settings, place, lambda _, life: keep(life), metrics, start=begin)  # type: ignore[arg-type,return-value]
+    upgrades = Upgrades(settings, place, lambda _, life, __: keep(life), metrics, start=begin)  # type: ignore[arg-type,return-value]
     write_tiny_svd(tmp_path / "tiny-svd")
     for folder in (sdxl_folder, tmp_path / "tiny-svd"):
         upgrades.open(ModelSpec.read(folder))
