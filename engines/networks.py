@@ -118,7 +118,6 @@ def _denoisers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
 
 def _autoencoders(folder: Path, spec: ModelSpec) -> Iterator[Network]:
     part, clips = spec.system.autoencoder, spec.system.task == "image-to-video"
-    weights = folder / part
     vae = read_temporal_vae_spec(folder) if clips else read_part_spec(folder, part)
 
     def load_decoder() -> nn.Module:
@@ -128,9 +127,9 @@ def _autoencoders(folder: Path, spec: ModelSpec) -> Iterator[Network]:
         return VAEEncoder(load_temporal_vae(folder) if clips else load_vae(folder)).eval()
 
     decoder, encoder = decoder_signature(vae, vae.downscale, clips), encoder_signature(vae)
-    yield Network("vae/decoder", weights, decoder, load_decoder, vae.force_upcast)
+    yield Network("vae/decoder", folder / part, decoder, load_decoder, vae.force_upcast)
     if not isinstance(vae, VQSpec):  # whose encoder no request reaches
-        yield Network("vae/encoder", weights, encoder, load_encoder, vae.force_upcast)
+        yield Network("vae/encoder", folder / part, encoder, load_encoder, vae.force_upcast)
     if (tiny := folder / "vae_tiny").is_dir():
         small = read_tiny_spec(tiny)
         signature = decoder_signature(small, small.downscale)
