@@ -21,20 +21,26 @@ ALLOWED_S = 60.0
 BATCH_FACTOR = 20.0
 """A batch may take so many times what was predicted for it, if that is more."""
 CHECK_EVERY_S = 1.0
+WRITE_EVERY_S = 1.0
+"""A beat that moves the time by less is not written: there are some hundred a second, of small networks."""
 EXIT_CODE = 70
 """Of a worker that ends itself because its loop hangs."""
 _BEAT = struct.Struct("<qd")  # process id, monotonic seconds
 
 
 class Heartbeat:
-    """The worker's side. Costs a microsecond a beat."""
+    """The worker's side."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._until = 0.0
 
     def beat(self, predicted_s: float = 0.0) -> None:
         """Alive; and what comes next is predicted to take so long."""
         until = time.monotonic() + max(ALLOWED_S, BATCH_FACTOR * predicted_s)
+        if abs(until - self._until) < WRITE_EVERY_S:
+            return
+        self._until = until
         os.pwrite(self._file, _BEAT.pack(os.getpid(), until), 0)
 
     def close(self) -> None:

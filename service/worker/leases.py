@@ -37,12 +37,15 @@ class Leases:
         """There are new jobs."""
         self._told = True
 
-    def claim(self, room: int) -> None:
-        """Begin to take jobs of up to ``room`` pictures, the last one perhaps of more, if it is time to."""
+    def claim(self, room: int) -> bool:
+        """Begin to take jobs of up to ``room`` pictures, the last one perhaps of more, if it is time to; whether it
+        was."""
         due = self._told or time.monotonic() - self._claimed_at > CLAIM_EVERY_S
-        if room > 0 and due and self._claim is None and not self._outage.left_s:
-            self._told = False
-            self._claim = self._thread.submit(self._take, room)
+        if room <= 0 or not due or self._claim is not None or self._outage.left_s:
+            return False
+        self._told = False
+        self._claim = self._thread.submit(self._take, room)
+        return True
 
     def claimed(self, wait_s: float = 0.0) -> list[Lease]:
         """The jobs that were taken since the last call, after waiting for a claim that is under way."""

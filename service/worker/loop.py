@@ -31,6 +31,9 @@ MAX_PICTURES = 64
 claimed job can take the number beyond it."""
 IDLE_WAIT_S = 0.25
 LOAD_WAIT_S = 0.01
+CLAIM_SHARE = 0.25
+"""Of the last pass a worker with work waits at most so much for jobs that it was told of. A claim takes a millisecond,
+and a job that misses the next pass waits for all of it."""
 PARK_FROM_S = 1.0
 """Work of a job that is worth a checkpoint when the worker stops."""
 
@@ -57,7 +60,7 @@ class Worker:
         self._runner, self._prices, self._limits, self._room = Runner(metrics), JobPrices(), Limits(), Room()
         self._finisher = Finisher(store, bus, artifacts, metrics)
         self._boarding, self._flight = Boarding(residency, artifacts), Flight()
-        self._draining, self._wait_s = False, 0.0
+        self._draining, self._wait_s, self._pass_s = False, 0.0, 0.0
         self._last: tuple[BatchKey, Sequence[int]] | None = None
 
     @property
@@ -122,9 +125,10 @@ class Worker:
                 self._drop(job.id)
         if self._draining:
             return
-        self._leases.claim(MAX_PICTURES - len(self._flight) - sum(job.lease.job.request.n for job in waiting))
-        # An idle worker has nothing better to do than to wait for the answer; one with work takes it at the next step.
-        for lease in self._leases.claimed(0.0 if len(self._flight) else IDLE_WAIT_S):
+        room = MAX_PICTURES - len(self._flight) - sum(job.lease.job.request.n for job in waiting)
+        patience_s = CLAIM_SHARE * self._pass_s if self._leases.claim(room) else 0.0
+        # An idle worker has nothing better to do than to wait for the answer.
+        for lease in self._leases.claimed(patience_s if len(self._flight) else IDLE_WAIT_S):
             self._accept(lease)
 
     def _accept(self, lease: Lease) -> None:
@@ -227,6 +231,7 @@ class Worker:
                 self._boarding.take(job.lease)
 
     def _measured(self, key: BatchKey, lanes: int, seats: Sequence[Seat], seconds: float) -> None:
+        self._pass_s = seconds
         self._costs.measured(key, lanes, seconds)
         self._prices.spent(key.model, seconds)
         self._metrics.stage_seconds.labels(key.stage).observe(seconds)

@@ -34,6 +34,19 @@ def test_a_beat_holds_until_what_it_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert overdue_s(path, PID) == 0.0, "who has said goodbye is not missed"
 
 
+def test_beats_of_a_moment_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, path = [100.0], tmp_path / "beat"
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    beats, seen = Heartbeat(path), set()
+    for _ in range(100):
+        beats.beat()
+        now[0] += 0.02
+        seen.add(path.read_bytes())
+        assert -ALLOWED_S <= overdue_s(path, PID) < -ALLOWED_S + heartbeat.WRITE_EVERY_S + 0.03
+    assert len(seen) == 2
+    beats.close()
+
+
 def test_without_a_file_nobody_is_missed(tmp_path: Path) -> None:
     assert overdue_s(tmp_path / "none", PID) == 0.0
 

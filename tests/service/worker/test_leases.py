@@ -41,11 +41,11 @@ def until(holds: Callable[[], object]) -> None:
 def test_a_claim_takes_what_has_room_and_waits_to_be_told(leases: Leases, store: SQLiteStore) -> None:
     for seed in range(3):
         store.submit(make_request(seed=seed, n=2))
-    leases.claim(0)
-    assert leases.claimed(10.0) == []
-    leases.claim(3)  # a claim asks for one job while only one surely has room
+    assert not leases.claim(0) and leases.claimed(10.0) == []
+    assert leases.claim(3)  # a claim asks for one job while only one surely has room
+    assert not leases.claim(3), "it is under way"
     assert [lease.job.request.seed for lease in leases.claimed(10.0)] == [0, 1]
-    leases.claim(50)
+    assert not leases.claim(50)
     assert leases.claimed(0.2) == [], "it was not told, and has just looked"
     leases.told()
     leases.claim(50)

@@ -67,6 +67,32 @@ def test_different_requests_share_batches_and_keep_their_bytes(rig: Rig) -> None
     assert alone(rig.loaded, other_seed) != rig.contents(jobs[0])
 
 
+def test_a_job_that_comes_while_another_runs_is_in_the_next_pass(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CLAIM_SHARE", 1e4)  # of a step of milliseconds, on a machine that may be busy
+    first = rig.submit(num_inference_steps=50)
+    in_denoiser(rig, 2)
+    second = rig.submit(seed=8, num_inference_steps=2)
+    rig.worker.tick()
+    assert rig.get(second).state is JobState.RUNNING and rig.value("darkroom_pieces_in_flight") == 2
+    rig.cancel(first)
+    rig.finish(second)
+
+
+def test_a_store_that_hangs_holds_up_a_part_of_one_pass(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CLAIM_SHARE", 0.25)
+    first = rig.submit(num_inference_steps=50)
+    in_denoiser(rig, 2)
+    goes_on, claim = threading.Event(), rig.store.claim
+    monkeypatch.setattr(rig.store, "claim", lambda *arguments: (goes_on.wait(60.0), claim(*arguments))[1])
+    second = rig.submit(seed=8, num_inference_steps=2)
+    before = len(rig.unet.batches)
+    for _ in range(10):
+        rig.worker.tick()
+    assert len(rig.unet.batches) == before + 10 and rig.get(second).state is JobState.QUEUED
+    goes_on.set()
+    rig.finish(first, second)
+
+
 @pytest.mark.parametrize("tell", [True, False])
 def test_a_cancelled_job_runs_no_further_step(rig: Rig, monkeypatch: pytest.MonkeyPatch, tell: bool) -> None:
     monkeypatch.setattr(leases, "RENEW_EVERY_S", 1e9 if tell else 0.0)
