@@ -52,9 +52,10 @@ class PlanMaker:
         return {name: network for name, network in named if name == DECODER or not _beside(network)}
 
     def find(self, name: str) -> Path | None:
-        """The plan of this GPU, whatever its buckets, that was used last."""
-        network = self.networks()[name]
-        return find_plan(network, self.cache, self.precision, self._options(self._native(network)))
+        """The plan of this GPU, whatever its buckets, that was used last. One that was built beforehand and cannot be
+        refitted serves as well, where there is no other."""
+        found = self._found(name)
+        return replace(self, refittable=False)._found(name) if found is None and self.refittable else found
 
     def build(self, name: str, samples: Sequence[Sample]) -> Path:
         """The plan, built if the cache lacks it; errors as :func:`engines.prepare.build_network_plan`. That of a set of
@@ -72,7 +73,7 @@ class PlanMaker:
         its own."""
         if not (network.adapters and self.refittable) or network.eight is not None:
             return None
-        return replace(self, adapters=None).find(network.name)
+        return replace(self, adapters=None)._found(network.name)
 
     def discard(self, name: str, path: Path) -> None:
         """Take a plan out of the cache."""
@@ -90,6 +91,10 @@ class PlanMaker:
     def buckets(self, path: Path) -> Buckets | None:
         """The shapes that it was built for."""
         return buckets_of(path)
+
+    def _found(self, name: str) -> Path | None:
+        network = self.networks()[name]
+        return find_plan(network, self.cache, self.precision, self._options(self._native(network)))
 
     def _options(self, sizes: tuple[Sizes, ...]) -> PlanOptions:
         return PlanOptions(self.name, sizes, self.architectures, refittable=self.refittable)

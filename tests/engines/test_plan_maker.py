@@ -86,6 +86,7 @@ def test_the_plan_that_was_used_last_is_found_and_forgotten(
     assert maker.find("vae/decoder") == other != native
     buckets = maker.buckets(other)
     assert buckets is not None and buckets.takes((4, 4, 4)) and not buckets.takes((4, 16, 16))
+    assert maker_of(sdxl_folder, tmp_path, refittable=True).find("vae/decoder") == other
     for changes in ({"precision": "fp16"}, {"architectures": ("sm80",)}):
         assert maker_of(sdxl_folder, tmp_path, **changes).find("vae/decoder") is None
     kernels_of(other.parent).write_bytes(b"compiled when it was loaded")
@@ -103,7 +104,7 @@ def test_a_set_of_adapters_takes_the_plan_of_the_plain_model(
         lambda network, _, __, options, ___, base=None: asked.append((network, options, base)),
     )
     found: list[PlanMaker] = []
-    monkeypatch.setattr(PlanMaker, "find", lambda maker, _name: found.append(maker) or tmp_path / "plan" / PLAN_FILE)
+    monkeypatch.setattr(PlanMaker, "_found", lambda maker, _name: found.append(maker) or tmp_path / "plan" / PLAN_FILE)
     report = PlanReport("tensorrt-rtx", "0", (), ({"batch": 2},), {}, {}, (), 4, 0.0)
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / REPORT_FILE).write_text(json.dumps(asdict(report)))
