@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from engines.buckets import Buckets
 from engines.cache import EngineCache
 from engines.call import Session
-from engines.networks import Network, networks_of
+from engines.networks import Network, networks_of, runs_as_engine
 from engines.precision import Precision
 from engines.prepare import build_served, find_graph, served_key
 from engines.session import OnnxSession, graph_numerics
@@ -99,9 +99,9 @@ class OnnxMaker:
     adapters: AdapterSet | None = None
 
     def networks(self) -> Mapping[str, Network]:
-        """Denoisers and autoencoders; towers run on torch."""
+        """All that :func:`engines.networks.runs_as_engine`."""
         named = networks_of(self.folder, self.adapters).items()
-        return {name: network for name, network in named if not network.is_tower}
+        return {name: network for name, network in named if runs_as_engine(network, self.adapters)}
 
     def find(self, name: str) -> Path | None:
         """The graph that the cache holds."""

@@ -1,7 +1,6 @@
 """Every network of a model folder that can become an engine: where its weights lie, its signature, how to load it.
 
-Specs are read at once, weights only when a network is exported. Nothing here imports transformers before a tower is
-loaded: a start with a warm cache needs none of it.
+Specs are read at once, weights only when a network is exported.
 """
 
 from __future__ import annotations
@@ -12,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import nn
 
 from engines.precision import Precision
 from engines.signature import Port, Signature, port
-from engines.wrappers import ClipTextNetwork, ClipVisionNetwork, T5Network, VAEEncoder
+from engines.wrappers import T5Network, VAEEncoder
 from models.adapters.file import DENOISER
+from models.conditioners.text import load_clip_text
+from models.conditioners.video import load_clip_vision
 from models.guidance import SKIP_LAYERS
 from models.spec.config import read_json
+from models.spec.memory import T5
 from models.spec.mmdit import PATCH, MMDiTSpec, read_mmdit_spec
 from models.spec.model import ONE_TOWER, Eight, ModelSpec
 from models.spec.unet import UNetSpec, read_unet_spec
@@ -138,16 +139,24 @@ def _autoencoders(folder: Path, spec: ModelSpec) -> Iterator[Network]:
 
 def _towers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
     if (vision := folder / "image_encoder").is_dir():
-        yield Network("image_encoder", vision, vision_signature(vision), partial(_load_vision, vision))
+        yield Network("image_encoder", vision, vision_signature(vision), partial(load_clip_vision, vision))
     penultimate = spec.pipeline not in ONE_TOWER
     for suffix in ("", "_2"):
         if (text := folder / f"text_encoder{suffix}").is_dir():
             tokenizer = folder / f"tokenizer{suffix}"
             projected = "Projection" in read_json(text / "config.json")["architectures"][0]
-            load = partial(_load_clip_text, text, tokenizer, projected, penultimate)
+            load = partial(load_clip_text, text, projected, penultimate)
             yield Network(text.name, text, clip_text_signature(text, tokenizer, projected), load)
     if (text := folder / "text_encoder_3").is_dir():
         yield Network(text.name, text, t5_signature(text), partial(_load_t5, text), overflows_in_fp16=True)
+
+
+def runs_as_engine(network: Network, adapters: AdapterSet | None = None) -> bool:
+    """Whether it is served as an engine where engines are of free shapes: not T5, which is held in half precision or 8
+    bits, and no tower whose weights the adapters change, since the set is in those of the denoiser alone."""
+    if network.name == T5:
+        return False
+    return not (network.is_tower and adapters is not None and network.name in adapters.parts)
 
 
 def bucket(network: Network, spec: ModelSpec, lanes: int, width: int, height: int) -> dict[str, int]:
@@ -232,7 +241,7 @@ def encoder_signature(spec: ConvAutoencoderSpec) -> Signature:
 
 
 def clip_text_signature(tower: Path, tokenizer: Path, projected: bool) -> Signature:
-    """ids -> (tokens, pooled) of :class:`engines.wrappers.ClipTextNetwork`, for the tokenizer's one length."""
+    """ids -> (tokens, pooled) of :class:`models.conditioners.text.ClipText`, for the tokenizer's one length."""
     config = read_json(tower / "config.json")
     length = read_json(tokenizer / "tokenizer_config.json")["model_max_length"]
     width = config["hidden_size"]
@@ -255,7 +264,7 @@ def t5_signature(tower: Path) -> Signature:
 
 
 def vision_signature(tower: Path) -> Signature:
-    """pixels -> token of :class:`engines.wrappers.ClipVisionNetwork`."""
+    """pixels -> token of :class:`models.conditioners.video.ClipVision`."""
     config = read_json(tower / "config.json")
     side = config["image_size"]
     return Signature(
@@ -277,24 +286,9 @@ def _load_fused(spec: ModelSpec, adapters: AdapterSet, name: str) -> nn.Module:
     return cast(nn.Module, denoisers[name])
 
 
-def _load_clip_text(tower: Path, tokenizer: Path, projected: bool, penultimate: bool) -> nn.Module:
-    from models.conditioners.text import TextTower, load_projected_tower, load_tokenizer, load_tower
-
-    network = (load_projected_tower if projected else load_tower)(tower, torch.float32)
-    return ClipTextNetwork(TextTower(load_tokenizer(tokenizer), network, penultimate)).eval()
-
-
 def _load_t5(tower: Path) -> nn.Module:
     from transformers import T5EncoderModel
 
     from models.encoders import load_encoder
 
     return T5Network(load_encoder(T5EncoderModel, tower)).eval()
-
-
-def _load_vision(tower: Path) -> nn.Module:
-    from transformers import CLIPVisionModelWithProjection
-
-    from models.encoders import load_encoder
-
-    return ClipVisionNetwork(load_encoder(CLIPVisionModelWithProjection, tower)).eval()

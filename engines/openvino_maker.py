@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engines.buckets import Buckets
 from engines.cache import EngineCache, EngineKey
 from engines.call import Session, processor
-from engines.networks import Network, networks_of
+from engines.networks import Network, networks_of, runs_as_engine
 from engines.openvino_session import BLOB_FILE, OpenVinoSession, compile_graph, openvino_numerics, openvino_version
 from engines.precision import TOLERANCE, Precision
 from engines.prepare import build_graph, graph_key
@@ -40,9 +40,9 @@ class OpenVinoMaker:
     adapters: AdapterSet | None = None
 
     def networks(self) -> Mapping[str, Network]:
-        """Denoisers and autoencoders, in fp32 whatever the card asks for; towers run on torch."""
+        """All that :func:`engines.networks.runs_as_engine`, in fp32 whatever the card asks for."""
         named = networks_of(self.folder, self.adapters).items()
-        return {name: replace(network, eight=None) for name, network in named if not network.is_tower}
+        return {name: replace(network, eight=None) for name, network in named if runs_as_engine(network, self.adapters)}
 
     def find(self, name: str) -> Path | None:
         """The compiled network that the cache holds; errors as :func:`openvino_key`."""

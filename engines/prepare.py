@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engines.cache import EngineCache, EngineKey, sha256_of_files
 from engines.export import ONNX_FILE, export
-from engines.networks import Network, networks_of
+from engines.networks import Network, networks_of, runs_as_engine
 from engines.plan import PLAN_FILE, PlanOptions, build_plan, load_tensorrt
 from engines.precision import OPSET, Precision
 from engines.quantise import calibrate, quantise
@@ -33,7 +33,7 @@ _CODE = tuple(
     for pattern in ("engines/*.py", "kernels/*.py", *(f"models/{part}*.py" for part in _PARTS))
     for path in sorted(_SOURCE.glob(pattern))
     if path.name not in _WITHOUT_GRAPHS
-) + ("models/conditioners/text.py",)
+) + tuple(f"models/conditioners/{name}.py" for name in ("condition", "prompt", "text", "video"))
 """The code that decides what an exported graph holds, and some more: a rebuild too many costs half a minute, one too
 few a wrong picture. Text and vision towers come from transformers beside it."""
 _EXPORTERS = ("onnxruntime", "onnxscript", "torch", "transformers")
@@ -73,7 +73,7 @@ def prepare(model_folder: Path, cache: EngineCache, threads: int) -> Engines:
     """
     sessions = {name: OnnxSession(path, threads) for name, path in build(model_folder, cache).items()}
     return Engines(
-        denoisers={name: session for name, session in sessions.items() if not name.startswith("vae")},
+        denoisers={name: session for name, session in sessions.items() if name.startswith(("unet", "transformer"))},
         decoder=sessions["vae/decoder"],
         encoder=sessions.get("vae/encoder"),
         fast_decoder=sessions.get("vae_tiny/decoder"),
@@ -81,26 +81,29 @@ def prepare(model_folder: Path, cache: EngineCache, threads: int) -> Engines:
 
 
 def build(model_folder: Path, cache: EngineCache, precision: Precision = "fp32") -> dict[str, Path]:
-    """Make sure that the cache holds the model's denoisers and autoencoders; errors as :func:`prepare`.
+    """Make sure that the cache holds the networks that :func:`engines.networks.runs_as_engine`; errors as
+    :func:`prepare`.
 
     Takes under a second when it does. Exporting takes about half a minute.
 
     Returns:
         The ONNX file of each, by the network's name.
     """
-    networks = networks_of(model_folder).items()
-    return {name: build_graph(network, cache, precision) for name, network in networks if not network.is_tower}
+    return {network.name: build_graph(network, cache, precision) for network in _served(model_folder)}
 
 
 def find(model_folder: Path, cache: EngineCache) -> dict[str, Path]:
-    """Those graphs of the model's denoisers and autoencoders in fp32 that the cache holds, by the network's name.
+    """Those graphs of :func:`build` in fp32 that the cache holds, by the network's name.
 
     Raises:
         ValueError: a file of the model is missing.
     """
-    networks = [network for network in networks_of(model_folder).values() if not network.is_tower]
-    found = {network.name: find_graph(network, cache) for network in networks}
+    found = {network.name: find_graph(network, cache) for network in _served(model_folder)}
     return {name: graph for name, graph in found.items() if graph is not None}
+
+
+def _served(model_folder: Path) -> list[Network]:
+    return [network for network in networks_of(model_folder).values() if runs_as_engine(network)]
 
 
 def find_graph(network: Network, cache: EngineCache, precision: Precision = "fp32") -> Path | None:
@@ -258,11 +261,9 @@ def weights_digest(model_folder: Path, networks: Sequence[str] = ("unet", "vae")
 def _files(network: Network) -> list[Path]:
     """Config and weights; of a tower all that its folder and its tokenizer's say."""
     config = _config(network.folder)
+    weights = weight_files(network.folder)
     if not network.is_tower:
-        return [config, *weight_files(network.folder)]
-    weights = sorted(network.folder.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(f"{network.folder} holds no .safetensors file")
+        return [config, *weights]
     tokenizer = network.folder.with_name(network.folder.name.replace("text_encoder", "tokenizer"))
     return [config, *weights, *sorted(tokenizer.glob("tokenizer_config.json"))]
 

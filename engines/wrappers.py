@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from engines.signature import Signature
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionModelWithProjection, T5EncoderModel
-
-    from models.conditioners.text import TextTower
+    from transformers import T5EncoderModel
 
 
 class Posterior(Protocol):
@@ -33,19 +31,6 @@ class VAEEncoder(nn.Module):
         return torch.cat(self.vae.moments(pictures), dim=1)
 
 
-class ClipTextNetwork(nn.Module):
-    """A text tower's network with the call of :meth:`models.conditioners.text.TextTower.encode_tokens`."""
-
-    def __init__(self, tower: TextTower) -> None:
-        super().__init__()
-        self.network = tower.network
-        self.tower = tower
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B, N] -> one vector a token [B, N, D] and the pooled text [B, P]."""
-        return self.tower.encode_tokens(ids)
-
-
 class T5Network(nn.Module):
     """The encoder of T5."""
 
@@ -57,19 +42,6 @@ class T5Network(nn.Module):
         """int64 [B, N] -> [B, N, D]."""
         hidden: Tensor = self.network(ids).last_hidden_state
         return hidden
-
-
-class ClipVisionNetwork(nn.Module):
-    """A CLIP vision tower with its projection."""
-
-    def __init__(self, network: CLIPVisionModelWithProjection) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S], normalised -> [B, P]."""
-        token: Tensor = self.network(pixels).image_embeds
-        return token
 
 
 class AsGraph(nn.Module):

@@ -17,6 +17,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from kernels.custom_op import constant_when_traced
 from kernels.language import HAS_TRITON, INTERPRETED
 from kernels.launch import architecture
 from kernels.tiles import MEASURED, TileTable, fingerprint
@@ -174,11 +175,8 @@ def _check(backends: Mapping[str, str]) -> None:
             raise ValueError(f"backend of kernel {op}={backend!r}: expected one of {names}")
 
 
-def _note_once(op: str, implementation: str, obstacle: str) -> None:
+@constant_when_traced
+def _note(op: str, implementation: str, obstacle: str) -> None:
     if (op, implementation, obstacle) not in _chosen:
         _chosen.add((op, implementation, obstacle))
         logger.info("kernel %s runs on %s%s", op, implementation, f": {obstacle}" if obstacle else "")
-
-
-# A network that is compiled notes its choices while it is traced, and the graph holds nothing of it.
-_note: Callable[[str, str, str], None] = torch.compiler.assume_constant_result(_note_once)

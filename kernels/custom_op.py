@@ -8,12 +8,14 @@ ops' public functions have taken torch's by then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from kernels.language import INTERPRETED
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {}
 """By operator: what it is in torch's own operators. For ``ExportedProgram.run_decompositions`` of a program that was
@@ -23,6 +25,16 @@ traced on CUDA tensors, beside ``torch.export.default_decompositions()``."""
 def like_first(x: Tensor, *_: Any) -> Tensor:
     """Room for a result of the shape and dtype of the first input, contiguous."""
     return x.new_empty(x.shape)
+
+
+def constant_when_traced(function: F) -> F:
+    """Mark a function whose result a traced network takes as a constant: one that reads a file, or writes a log.
+
+    The mark is that of ``torch.compiler.assume_constant_result``, which imports torch's tracer to set it. That takes
+    most of a second, and a worker that traces nothing never needs it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def custom_op(

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from kernels.custom_op import constant_when_traced
 from kernels.launch import ARCHITECTURES, INTERPRETER, Tile
 
 MEASURED = Path(__file__).parent / "measured.json"
@@ -83,13 +82,10 @@ def _measured_row(op: str, shape_class: str, architecture: int) -> dict[str, Any
     return row
 
 
-def _read_backend(op: str, shape_class: str, architecture: int) -> str | None:
+@constant_when_traced
+def _measured_backend(op: str, shape_class: str, architecture: int) -> str | None:
     row = _measured_row(op, shape_class, architecture)
     return row["backend"] if row else None
-
-
-# A network cannot read a file while it is traced.
-_measured_backend: Callable[[str, str, int], str | None] = torch.compiler.assume_constant_result(_read_backend)
 
 
 @lru_cache(maxsize=1)

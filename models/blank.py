@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    PreTrainedModel,
-    T5Config,
-    T5EncoderModel,
-)
 
 from models.checkpoints.stored import Namings
-from models.encoders import encoder_namings
 from models.mmdit import MMDiT
 from models.spec.mmdit import MMDiTSpec
 from models.spec.unet import UNetSpec
@@ -30,7 +20,21 @@ from models.vae import VAE
 from models.vq import VQ
 from models.weights import network_namings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Config = Mapping[str, Any]
+ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "T5EncoderModel")
+
+
+def _encoder(name: str, config: dict[str, Any]) -> nn.Module:
+    import transformers  # takes seconds, and most of what is asked is about our own networks
+
+    cls = getattr(transformers, name)
+    network: nn.Module = cls(cls.config_class.from_dict(config))
+    return network
+
+
 _MAKE: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "UNet2DConditionModel": lambda config: UNet(UNetSpec.from_config(config)),
     "UNet2DModel": lambda config: UNet(UNetSpec.from_config(config)),
@@ -39,10 +43,7 @@ _MAKE: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "AutoencoderKL": lambda config: VAE(VAESpec.from_config(config)),
     "AutoencoderKLTemporalDecoder": lambda config: TemporalDecoderVAE(TemporalVAESpec.from_config(config)),
     "VQModel": lambda config: VQ(VQSpec.from_config(config)),
-    "CLIPTextModel": lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)),
-    "CLIPTextModelWithProjection": lambda config: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config)),
-    "CLIPVisionModelWithProjection": lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config)),
-    "T5EncoderModel": lambda config: T5EncoderModel(T5Config.from_dict(config)),
+    **{name: partial(_encoder, name) for name in ENCODERS},
 }
 """By the class that a config names."""
 
@@ -67,4 +68,8 @@ def blank_network(config: Config) -> nn.Module:
 
 def namings(network: nn.Module) -> Namings:
     """How published files call the parameters of any network here."""
-    return encoder_namings(network) if isinstance(network, PreTrainedModel) else network_namings(network)
+    if type(network).__name__ not in ENCODERS:
+        return network_namings(network)
+    from models.encoders import encoder_namings  # as for the networks themselves
+
+    return encoder_namings(cast("PreTrainedModel", network))

@@ -11,23 +11,19 @@ import torch
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     CLIPVisionModelWithProjection,
     PreTrainedModel,
     T5EncoderModel,
-    T5Tokenizer,
 )
 
 from models.checkpoints.clip import clip_names, open_clip_names, t5_names
 from models.checkpoints.single_file import Layout
 from models.checkpoints.source import Naming, below
-from models.checkpoints.stored import Namings, find_stored, stored_numbers
+from models.checkpoints.stored import Namings, find_stored
 from models.eight_bit import fill, make_room_in_8_bits, weight_bytes
 from models.spec.config import read_config
-from models.spec.memory import T5
 
 E = TypeVar("E", CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5EncoderModel)
-T = TypeVar("T", CLIPTokenizer, T5Tokenizer)
 
 
 def load_encoder(
@@ -69,32 +65,15 @@ def load_t5_in_8_bits(
     return network.eval().requires_grad_(False)
 
 
-def encoder_bytes(folder: Path, dtype: torch.dtype, eight_bit_t5: bool = False) -> int:
-    """Memory of the weights of a folder such as ``text_encoder`` in ``dtype``, or of T5's in 8 bits, without reading
-    them.
+def bytes_of_t5_in_8_bits(folder: Path, dtype: torch.dtype) -> int:
+    """Memory of what :func:`load_t5_in_8_bits` would read.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
-    if not eight_bit_t5 or folder.name != T5:
-        return dtype.itemsize * stored_numbers(folder)
     network = _blank(T5EncoderModel, folder)
     make_room_in_8_bits(network)
     return weight_bytes(network, dtype)
-
-
-def read_tokenizer(cls: type[T], folder: Path) -> T:
-    """The tokenizer in a folder such as ``tokenizer``.
-
-    Raises:
-        ValueError: there is none, or it makes no sense.
-    """
-    if not folder.is_dir():  # the library would take its path for the name of something to download
-        raise ValueError(f"{folder} is missing")
-    try:
-        return cls.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # each kind of damage has an error of its own
-        raise ValueError(f"{folder} holds no tokenizer that makes sense: {error}") from error
 
 
 def _blank(cls: type[E], folder: Path) -> E:

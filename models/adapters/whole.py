@@ -18,6 +18,7 @@ from models.blank import blank_network
 from models.conditioners.nothing import NoConditioner
 from models.conditioners.sd3 import SD3Conditioner
 from models.conditioners.sdxl import SDXLRefinerConditioner
+from models.conditioners.text import ClipText
 from models.families.row import Denoiser
 from models.families.text_to_image import TextConditioner
 from models.spec.config import read_config, reading
@@ -92,7 +93,7 @@ def fuse_denoiser(denoisers: Mapping[str, Denoiser], spec: ModelSpec, adapters: 
 
 
 def fuse_text_encoders(conditioner: TextConditioner, spec: ModelSpec, adapters: Sequence[Weighted]) -> None:
-    """Put the set into those of a model's text encoders that it changes.
+    """Put the set into those of a model's text encoders that it changes, all of which are on torch.
 
     Raises:
         ValueError: as :meth:`Fusible.carry`.
@@ -108,9 +109,8 @@ def _text_encoders(conditioner: TextConditioner) -> dict[str, nn.Module]:
         return {}
     refiner = isinstance(conditioner, SDXLRefinerConditioner)
     names = ("text_encoder_2",) if refiner else ("text_encoder", "text_encoder_2")
-    networks: dict[str, nn.Module] = {
-        name: tower.network for name, tower in zip(names, conditioner.text.towers, strict=False)
-    }
+    towers = zip(names, conditioner.text.towers, strict=False)
+    networks: dict[str, nn.Module] = {name: cast(ClipText, tower.network).clip for name, tower in towers}
     if isinstance(conditioner, SD3Conditioner) and conditioner.t5 is not None:
         networks["text_encoder_3"] = conditioner.t5.network
     return networks

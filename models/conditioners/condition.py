@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+TowerOf = Callable[[str, Callable[[], Any]], Any]
+"""What is called in place of a text or vision tower: told the name of the tower's folder, and what loads it on torch.
+It may be an engine, and then nothing is loaded."""
+
+
+def on_torch(_name: str, load: Callable[[], Any]) -> Any:
+    """The tower itself."""
+    return load()
 
 
 @dataclass(frozen=True)

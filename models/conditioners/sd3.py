@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import T5EncoderModel, T5Tokenizer
 
-from models.conditioners.condition import Condition
+from models.conditioners.condition import Condition, TowerOf, on_torch
 from models.conditioners.prompt import plain_text
-from models.conditioners.text import SideBySide, TextTower, load_projected_tower, load_tokenizer
-from models.encoders import load_encoder, load_t5_in_8_bits, read_tokenizer
-from models.spec.config import read_json
+from models.conditioners.text import SideBySide, TextTower, load_tower
+from models.spec.config import read_json, reading
 from models.spec.memory import T5
+from models.tokenizers import load_t5_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel, T5Tokenizer
 
 T5Use = Literal["encode", "drop", "zeros"]
 """Encode with T5; leave its tokens out, which makes the sequence shorter; or zeros in their place, as diffusers does
 for a folder without T5."""
+CLIP_TOWERS = ("text_encoder", "text_encoder_2")
 T5_TOKENS = 256
 MAX_T5_TOKENS = 512
 
@@ -47,11 +50,15 @@ class T5Tower:
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of T5 is {dtype}, expected torch.float32 or torch.bfloat16")
+        from transformers import T5EncoderModel  # takes seconds, and models without T5 do without
+
+        from models.encoders import load_encoder, load_t5_in_8_bits
+
         if eight_bit:
             network = load_t5_in_8_bits(folder / T5, dtype, device)
         else:
             network = load_encoder(T5EncoderModel, folder / T5, dtype, device)
-        return cls(read_tokenizer(T5Tokenizer, folder / "tokenizer_3"), network)
+        return cls(load_t5_tokenizer(folder / "tokenizer_3"), network)
 
     def encode(self, text: str, tokens: int) -> Tensor:
         """Plain text, padded and cut to ``tokens`` tokens -> [tokens, D] fp32 on the CPU."""
@@ -78,14 +85,12 @@ class SD3Conditioner:
             t5_use: what stands behind the CLIP tokens.
 
         Raises:
-            ValueError: "encode" without T5, T5 of another width, or CLIP towers that are wider together.
+            ValueError: "encode" without T5, or T5 of another width.
         """
         if t5_use == "encode" and t5 is None:
             raise ValueError("t5='encode' needs text_encoder_3, which the model has not; expected 'drop' or 'zeros'")
         if t5 is not None and t5.network.config.d_model != width:
             raise ValueError(f"text_encoder_3 d_model={t5.network.config.d_model}, expected the context's {width}")
-        if (clip := sum(tower.network.config.hidden_size for tower in towers)) > width:
-            raise ValueError(f"transformer joint_attention_dim={width}, expected at least the CLIP towers' {clip}")
         self.text = SideBySide(towers)
         self.t5 = t5
         self.width = width
@@ -100,6 +105,7 @@ class SD3Conditioner:
         t5_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         eight_bit_t5: bool = False,
+        tower_of: TowerOf = on_torch,
     ) -> SD3Conditioner:
         """Read the text encoders of a diffusers folder.
 
@@ -111,27 +117,24 @@ class SD3Conditioner:
             t5_dtype: fp32 or bf16.
             device: of all of them.
             eight_bit_t5: hold most of T5's weights in 8 bits, and compute with them in ``t5_dtype``.
+            tower_of: says what is called in place of a CLIP tower.
 
         Raises:
-            ValueError: the folder has no T5 to encode with, or ``t5_dtype`` is not one of the two.
+            ValueError: the folder has no T5 to encode with, its CLIP towers are together wider than its context, or
+                ``t5_dtype`` is not one of the two.
         """
         has_t5 = (folder / T5).is_dir()
         use: T5Use = t5 or ("encode" if has_t5 else "drop")
-        first, second = (
-            TextTower(
-                load_tokenizer(folder / f"tokenizer{n}"),
-                load_projected_tower(folder / f"text_encoder{n}", dtype, device),
-                penultimate=True,
-            )
-            for n in ("", "_2")
-        )
-        third = T5Tower.load(folder, t5_dtype, device, eight_bit_t5) if has_t5 and use == "encode" else None
         width = int(read_json(folder / "transformer" / "config.json")["joint_attention_dim"])
+        if (clip := sum(_width(folder / name) for name in CLIP_TOWERS)) > width:
+            raise ValueError(f"transformer joint_attention_dim={width}, expected at least the CLIP towers' {clip}")
+        first, second = (load_tower(folder, name, True, True, dtype, device, tower_of) for name in CLIP_TOWERS)
+        third = T5Tower.load(folder, t5_dtype, device, eight_bit_t5) if has_t5 and use == "encode" else None
         return cls((first, second), third, width, use)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Of the CLIP towers, and T5's where it is used."""
+        """Of the CLIP towers that are on torch, and T5's where it is used."""
         return (*self.text.networks, *([] if self.t5 is None else [self.t5.network]))
 
     @torch.inference_mode()
@@ -167,3 +170,8 @@ class SD3Conditioner:
         chunks = max(self.text.count(prompt), self.text.count(negative_prompt))
         positive = self.encode(prompt, width, height, t5_tokens, chunks)
         return positive, self.encode(negative_prompt, width, height, t5_tokens, chunks)
+
+
+def _width(tower: Path) -> int:
+    with reading(path := tower / "config.json"):
+        return int(read_json(path)["hidden_size"])

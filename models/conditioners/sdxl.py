@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import Tensor
 
 from models.blocks import fourier_features
-from models.conditioners.condition import Condition
-from models.conditioners.text import SideBySide, TextTower, load_projected_tower, load_tokenizer, load_tower
+from models.conditioners.condition import Condition, TowerOf, on_torch
+from models.conditioners.text import ClipText, SideBySide, TextTower, load_tower
+from models.spec.config import read_json, reading
 from models.spec.unet import UNetSpec
 
 SIZES, REFINER_SIZES = 6, 5
@@ -35,15 +35,8 @@ UNCROPPED = Framing()
 class SDXLConditioner:
     """Two CLIP-format text towers side by side, their penultimate layers joined, the second one's projection pooled."""
 
-    def __init__(
-        self,
-        tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
-        towers: tuple[CLIPTextModel, CLIPTextModelWithProjection],
-        time_id_dim: int,
-        zeros_for_empty: bool,
-    ) -> None:
-        first = TextTower(tokenizers[0], towers[0], penultimate=True)
-        self.text = SideBySide([first, TextTower(tokenizers[1], towers[1], penultimate=True)])
+    def __init__(self, towers: tuple[TextTower, TextTower], time_id_dim: int, zeros_for_empty: bool) -> None:
+        self.text = SideBySide(towers)
         self.time_id_dim = time_id_dim
         self.zeros_for_empty = zeros_for_empty
 
@@ -55,33 +48,21 @@ class SDXLConditioner:
         zeros_for_empty: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        tower_of: TowerOf = on_torch,
     ) -> SDXLConditioner:
         """Read ``text_encoder``, ``text_encoder_2`` and their tokenizers from a diffusers folder.
 
         Raises:
             ValueError: the UNet takes a vector of another length.
         """
-        tokenizers = (load_tokenizer(folder / "tokenizer"), load_tokenizer(folder / "tokenizer_2"))
-        towers = (
-            load_tower(folder / "text_encoder", dtype, device),
-            load_projected_tower(folder / "text_encoder_2", dtype, device),
-        )
-        _check_vector(unet, towers[1], SIZES)
-        return cls(tokenizers, towers, unet.time_id_dim, zeros_for_empty)
+        _check_vector(unet, folder, SIZES)
+        first = load_tower(folder, "text_encoder", False, True, dtype, device, tower_of)
+        second = load_tower(folder, "text_encoder_2", True, True, dtype, device, tower_of)
+        return cls((first, second), unet.time_id_dim, zeros_for_empty)
 
     @property
-    def tokenizers(self) -> tuple[CLIPTokenizer, ...]:
-        """Of the first and the second tower."""
-        return tuple(tower.tokenizer for tower in self.text.towers)
-
-    @property
-    def towers(self) -> tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]:
-        """The first network and the second, which has the projection."""
-        return tuple(tower.network for tower in self.text.towers)
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """Of both towers."""
+    def networks(self) -> tuple[ClipText, ...]:
+        """Of the towers that are on torch."""
         return self.text.networks
 
     @torch.inference_mode()
@@ -119,7 +100,7 @@ class SDXLConditioner:
     def encode_tokens(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Token ids of both towers, each [B, N] -> context [B, N, D] and pooled text [B, P]."""
         (first, _), (second, pooled) = (
-            tower.encode_tokens(tokens) for tower, tokens in zip(self.text.towers, ids, strict=True)
+            tower.network(tokens) for tower, tokens in zip(self.text.towers, ids, strict=True)
         )
         return torch.cat([first, second], dim=-1), pooled
 
@@ -139,20 +120,24 @@ class SDXLRefinerConditioner:
 
     @classmethod
     def load(
-        cls, folder: Path, unet: UNetSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        folder: Path,
+        unet: UNetSpec,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        tower_of: TowerOf = on_torch,
     ) -> SDXLRefinerConditioner:
         """Read ``text_encoder_2`` and ``tokenizer_2`` of a diffusers folder.
 
         Raises:
             ValueError: the UNet takes a vector of another length.
         """
-        network = load_projected_tower(folder / "text_encoder_2", dtype, device)
-        _check_vector(unet, network, REFINER_SIZES)
-        return cls(TextTower(load_tokenizer(folder / "tokenizer_2"), network, penultimate=True), unet.time_id_dim)
+        _check_vector(unet, folder, REFINER_SIZES)
+        return cls(load_tower(folder, "text_encoder_2", True, True, dtype, device, tower_of), unet.time_id_dim)
 
     @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The tower's."""
+    def networks(self) -> tuple[ClipText, ...]:
+        """The tower's, if it is on torch."""
         return self.text.networks
 
     @torch.inference_mode()
@@ -210,8 +195,9 @@ def _framed(width: int, height: int, framing: Framing) -> tuple[int, int, int, i
     return original_height, original_width, top, left
 
 
-def _check_vector(unet: UNetSpec, pooled: CLIPTextModelWithProjection, sizes: int) -> None:
-    text = pooled.text_projection.out_features
+def _check_vector(unet: UNetSpec, folder: Path, sizes: int) -> None:
+    with reading(path := folder / "text_encoder_2" / "config.json"):
+        text = read_json(path)["projection_dim"]
     if unet.vector_dim != (made := text + sizes * unet.time_id_dim):
         raise ValueError(
             f"unet projection_class_embeddings_input_dim={unet.vector_dim}, expected {made}: {text} of pooled text and "

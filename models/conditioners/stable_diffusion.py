@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from models.conditioners.condition import Condition
-from models.conditioners.text import SideBySide, TextTower, load_tokenizer, load_tower
+from models.conditioners.condition import Condition, TowerOf, on_torch
+from models.conditioners.text import ClipText, SideBySide, TextTower, load_tower
 
 
 class StableDiffusionConditioner:
@@ -20,15 +19,18 @@ class StableDiffusionConditioner:
 
     @classmethod
     def load(
-        cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        tower_of: TowerOf = on_torch,
     ) -> StableDiffusionConditioner:
         """Read ``text_encoder`` and ``tokenizer`` of a diffusers folder."""
-        tokenizer, network = load_tokenizer(folder / "tokenizer"), load_tower(folder / "text_encoder", dtype, device)
-        return cls(TextTower(tokenizer, network, penultimate=False))
+        return cls(load_tower(folder, "text_encoder", False, False, dtype, device, tower_of))
 
     @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The tower's."""
+    def networks(self) -> tuple[ClipText, ...]:
+        """The tower's, if it is on torch."""
         return self.text.networks
 
     @torch.inference_mode()

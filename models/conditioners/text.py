@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from models.conditioners.condition import TowerOf, on_torch
 from models.conditioners.prompt import Chunk, ChunkFormat, split_into_chunks
-from models.encoders import load_encoder, read_tokenizer
+from models.tokenizers import load_clip_tokenizer
 
-ClipText = CLIPTextModel | CLIPTextModelWithProjection
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+TextNetwork = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Token ids int64 [B, N] -> one vector a token [B, N, D], and the pooled text [B, P]: :class:`ClipText`, or an engine
+of one."""
+
+
+class ClipText(nn.Module):
+    """A text tower on torch. Its pooled text is the vector at the end token: projected by a tower that has a
+    projection, else after the final norm."""
+
+    def __init__(self, clip: CLIPTextModel | CLIPTextModelWithProjection, penultimate: bool) -> None:
+        """
+        Args:
+            clip: in eval mode, unless it is to be trained.
+            penultimate: take the output of the last layer but one, before the final layer norm (SDXL, SD3), instead of
+                the last layer's after it (Stable Diffusion).
+
+        Raises:
+            ValueError: the tower masks its padding, which no network here was trained with.
+        """
+        super().__init__()
+        if getattr(clip.config, "use_attention_mask", False):
+            raise ValueError("text encoder config use_attention_mask=True is not supported, expected False")
+        self.clip = clip
+        self.penultimate = penultimate
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [B, N] -> one vector a token [B, N, D] and the pooled text [B, P]."""
+        output = self.clip(ids.to(self.clip.device), output_hidden_states=True)
+        pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
+        return output.hidden_states[-2] if self.penultimate else output.last_hidden_state, pooled
 
 
 class TextTower:
     """A text tower with its tokenizer. What it reads at once is a chunk of ``length`` tokens."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, network: ClipText, penultimate: bool) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, network: TextNetwork) -> None:
         """
         Args:
             tokenizer: its ``model_max_length`` is the tower's length.
-            network: in eval mode, unless it is to be trained.
-            penultimate: take the output of the last layer but one, before the final layer norm (SDXL, SD3), instead of
-                the last layer's after it (Stable Diffusion).
+            network: the tower.
 
         Raises:
-            ValueError: the tokenizer's chunks are longer than the tower, or the tower masks its padding, which no
-                network here was trained with.
+            ValueError: the tokenizer's chunks are longer than the tower.
         """
-        if tokenizer.model_max_length > network.config.max_position_embeddings:
-            raise ValueError(
-                f"tokenizer model_max_length={tokenizer.model_max_length} is more than the text encoder's "
-                f"max_position_embeddings={network.config.max_position_embeddings}"
-            )
-        if getattr(network.config, "use_attention_mask", False):
-            raise ValueError("text encoder config use_attention_mask=True is not supported, expected False")
+        if isinstance(network, ClipText):
+            positions = network.clip.config.max_position_embeddings
+            if tokenizer.model_max_length > positions:
+                raise ValueError(
+                    f"tokenizer model_max_length={tokenizer.model_max_length} is more than the text encoder's "
+                    f"max_position_embeddings={positions}"
+                )
         self.tokenizer = tokenizer
         self.network = network
-        self.penultimate = penultimate
 
     @property
     def length(self) -> int:
@@ -66,15 +96,6 @@ class TextTower:
 
         return split_into_chunks(prompt, tokenize, form, at_least)
 
-    def encode_tokens(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids [B, N] -> one vector a token [B, N, D], and the pooled text [B, P].
-
-        Pooled is the vector at the end token: projected by a tower that has a projection, else after the final norm.
-        """
-        output = self.network(ids.to(self.network.device), output_hidden_states=True)
-        pooled = output.text_embeds if isinstance(self.network, CLIPTextModelWithProjection) else output.pooler_output
-        return output.hidden_states[-2] if self.penultimate else output.last_hidden_state, pooled
-
     def encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Chunks -> context [C * length, D] and the first chunk's pooled text [P], fp32 on the CPU.
 
@@ -82,7 +103,7 @@ class TextTower:
         """
         hidden, pooled = [], []
         for chunk in chunks:
-            tokens, whole = self.encode_tokens(torch.tensor([chunk.ids]))
+            tokens, whole = self.network(torch.tensor([chunk.ids]))
             hidden.append(weigh(tokens[0].float().cpu(), chunk.weights))
             pooled.append(whole[0].float().cpu())
         return torch.cat(hidden), pooled[0]
@@ -98,9 +119,9 @@ class SideBySide:
             raise ValueError(f"tokenizers have model_max_length {sorted(lengths)}, expected one for all text encoders")
 
     @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """Of the towers, in their order."""
-        return tuple(tower.network for tower in self.towers)
+    def networks(self) -> tuple[ClipText, ...]:
+        """Of those towers that are on torch, in their order."""
+        return tuple(tower.network for tower in self.towers if isinstance(tower.network, ClipText))
 
     def count(self, prompt: str) -> int:
         """Chunks that the prompt takes: of the tower that needs most."""
@@ -130,18 +151,43 @@ def weigh(hidden: Tensor, weights: Sequence[float]) -> Tensor:
     return weighted * (before / after) if after else weighted
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer in a folder such as ``tokenizer``."""
-    return read_tokenizer(CLIPTokenizer, folder)
+def load_tower(
+    folder: Path,
+    name: str,
+    projected: bool,
+    penultimate: bool,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tower_of: TowerOf = on_torch,
+) -> TextTower:
+    """A tower of a diffusers folder with its tokenizer, for inference.
+
+    Args:
+        folder: the model's.
+        name: of the tower's subfolder: ``text_encoder`` or ``text_encoder_2``.
+        projected: whether it has a projection.
+        penultimate: as for :class:`ClipText`.
+        dtype: on torch.
+        device: on torch.
+        tower_of: says what is called in its place.
+    """
+    tokenizer = load_clip_tokenizer(folder / name.replace("text_encoder", "tokenizer"))
+    load = partial(load_clip_text, folder / name, projected, penultimate, dtype, device)
+    return TextTower(tokenizer, tower_of(name, load))
 
 
-def load_tower(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> CLIPTextModel:
-    """The tower without a projection in a folder such as ``text_encoder``, for inference."""
-    return load_encoder(CLIPTextModel, folder, dtype, device)
+def load_clip_text(
+    folder: Path,
+    projected: bool,
+    penultimate: bool,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> ClipText:
+    """The network of a folder such as ``text_encoder`` on torch, for inference; the rest as for :func:`load_tower`."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection  # take seconds, and engines do without
 
+    from models.encoders import load_encoder
 
-def load_projected_tower(
-    folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> CLIPTextModelWithProjection:
-    """The tower with a projection in a folder such as ``text_encoder_2``, for inference."""
-    return load_encoder(CLIPTextModelWithProjection, folder, dtype, device)
+    if projected:
+        return ClipText(load_encoder(CLIPTextModelWithProjection, folder, dtype, device), penultimate).eval()
+    return ClipText(load_encoder(CLIPTextModel, folder, dtype, device), penultimate).eval()

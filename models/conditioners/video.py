@@ -5,30 +5,46 @@ The conditioning latent is not made here: it needs the autoencoder and noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
 from models.blocks import fourier_features
-from models.conditioners.condition import Condition
-from models.encoders import load_encoder
+from models.conditioners.condition import Condition, TowerOf, on_torch
 from models.spec.config import read_json, reading
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
 
 VISION_SIZE = 224
 """Pixels a side that the vision tower sees."""
+VisionNetwork = Callable[[Tensor], Tensor]
+"""Normalised pixels [B, 3, S, S] fp32 -> [B, P]: :class:`ClipVision`, or an engine of one."""
+
+
+class ClipVision(nn.Module):
+    """A CLIP vision tower with its projection, on torch."""
+
+    def __init__(self, clip: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S], normalised -> [B, P]."""
+        token: Tensor = self.clip(pixels.to(self.clip.device, self.clip.dtype)).image_embeds
+        return token
 
 
 class SVDConditioner:
     """The projected CLIP token of the clean picture, and Fourier features of frame rate, motion and added noise."""
 
-    def __init__(
-        self, tower: CLIPVisionModelWithProjection, mean: Sequence[float], std: Sequence[float], time_id_dim: int
-    ) -> None:
+    def __init__(self, tower: VisionNetwork, mean: Sequence[float], std: Sequence[float], time_id_dim: int) -> None:
         """
         Args:
             tower: in eval mode.
@@ -48,9 +64,11 @@ class SVDConditioner:
         time_id_dim: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        tower_of: TowerOf = on_torch,
     ) -> SVDConditioner:
         """Read ``image_encoder`` and ``feature_extractor`` of a diffusers folder."""
-        tower = load_encoder(CLIPVisionModelWithProjection, folder / "image_encoder", dtype, device)
+        name = "image_encoder"
+        tower = tower_of(name, partial(load_clip_vision, folder / name, dtype, device))
         path = folder / "feature_extractor" / "preprocessor_config.json"
         with reading(path):
             colours = read_json(path)
@@ -58,8 +76,8 @@ class SVDConditioner:
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The vision tower."""
-        return (self.tower,)
+        """The vision tower, if it is on torch."""
+        return (self.tower,) if isinstance(self.tower, nn.Module) else ()
 
     @torch.inference_mode()
     def encode(
@@ -78,7 +96,7 @@ class SVDConditioner:
         """
         seen = resize_antialiased(_signed(picture)[None], VISION_SIZE, VISION_SIZE)
         pixels = ((seen + 1.0) / 2.0 - self.mean) / self.std
-        token = self.tower(pixels.to(self.tower.device, self.tower.dtype)).image_embeds
+        token = self.tower(pixels)
         numbers = torch.tensor([fps - 1, motion_bucket_id, noise_aug_strength], dtype=torch.float32)
         return Condition(token.float().cpu(), fourier_features(numbers, self.time_id_dim).flatten())
 
@@ -88,6 +106,17 @@ class SVDConditioner:
         """Positive and negative condition of one clip: the negative has a token of zeros and the same vector."""
         positive = self.encode(picture, fps, motion_bucket_id, noise_aug_strength)
         return positive, replace(positive, context=torch.zeros_like(positive.context))
+
+
+def load_clip_vision(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> ClipVision:
+    """The network of a folder such as ``image_encoder`` on torch, for inference."""
+    from transformers import CLIPVisionModelWithProjection  # takes seconds, and engines do without
+
+    from models.encoders import load_encoder
+
+    return ClipVision(load_encoder(CLIPVisionModelWithProjection, folder, dtype, device)).eval()
 
 
 def resize_antialiased(pictures: Tensor, height: int, width: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.conditioners.condition import TowerOf, on_torch
 from models.conditioners.video import SVDConditioner
 from models.families.row import Denoiser, Row, advance, start
 from models.families.text_to_image import CPU, moments_of, to_uint8
@@ -92,9 +93,11 @@ def load_with(
     )
 
 
-def load_conditioner(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> SVDConditioner:
-    """The vision tower of a model's folder."""
-    return SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim, dtype, device)
+def load_conditioner(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU, tower_of: TowerOf = on_torch
+) -> SVDConditioner:
+    """The vision tower of a model's folder, or what is called in its place."""
+    return SVDConditioner.load(folder, read_unet_spec(folder).time_id_dim, dtype, device, tower_of)
 
 
 def decoder_of(spec: TemporalVAESpec, decode_chunk: Callable[[Tensor], Tensor]) -> ClipDecoder:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.conditioners.condition import Condition
+from models.conditioners.condition import Condition, TowerOf, on_torch
 from models.conditioners.nothing import NoConditioner
 from models.conditioners.sd3 import SD3Conditioner
 from models.conditioners.sdxl import SDXLConditioner, SDXLRefinerConditioner
@@ -149,20 +149,25 @@ def _low_resolution(spec: ModelSpec) -> tuple[Level, ...]:
 
 
 def load_conditioner(
-    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device = CPU, eight_bit_t5: bool = False
+    spec: ModelSpec,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    eight_bit_t5: bool = False,
+    tower_of: TowerOf = on_torch,
 ) -> TextConditioner:
-    """The text encoders of a model's folder. T5, whose activations exceed the range of fp16, is bf16 in its place, and
-    may have most of its weights in 8 bits."""
+    """The text encoders of a model's folder, or what is called in place of them. T5, whose activations exceed the range
+    of fp16, is bf16 in its place, and may have most of its weights in 8 bits."""
     if spec.pipeline == "StableDiffusion3Pipeline":
         t5_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-        return SD3Conditioner.load(spec.folder, None, dtype, t5_dtype, device, eight_bit_t5)
+        return SD3Conditioner.load(spec.folder, None, dtype, t5_dtype, device, eight_bit_t5, tower_of)
     if not spec.system.reads_text:
         return NoConditioner()
     if spec.pipeline in ONE_TOWER:
-        return StableDiffusionConditioner.load(spec.folder, dtype, device)
+        return StableDiffusionConditioner.load(spec.folder, dtype, device, tower_of)
+    unet = read_unet_spec(spec.folder)
     if spec.needs == "picture":
-        return SDXLRefinerConditioner.load(spec.folder, read_unet_spec(spec.folder), dtype, device)
-    return SDXLConditioner.load(spec.folder, read_unet_spec(spec.folder), spec.zeros_for_empty_prompt, dtype, device)
+        return SDXLRefinerConditioner.load(spec.folder, unet, dtype, device, tower_of)
+    return SDXLConditioner.load(spec.folder, unet, spec.zeros_for_empty_prompt, dtype, device, tower_of)
 
 
 def load_refiner_conditioner(

@@ -67,7 +67,7 @@ class TextToImageNetworks(nn.Module):
     def __init__(self, unet: UNet, conditioner: SDXLConditioner) -> None:
         super().__init__()
         self.unet = unet
-        self.towers = nn.ModuleList(conditioner.towers)
+        self.towers = nn.ModuleList(conditioner.networks)
         self.conditioner = conditioner
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from models.training.clips import encoded_clips
 from models.training.profile import SMALL, Profile
 from models.training.temporal_autoencoder import train_temporal_autoencoder
 from models.training.video import (
+    AVERAGED,
     COLOUR_MEAN,
     COLOUR_STD,
     SCHEDULER_CONFIG,
     STAGES,
     UNET_CONFIG,
     VideoNetworks,
+    average,
     new_tower,
     train_video,
 )
@@ -54,11 +57,12 @@ def train_emoji_svd(work: Path, image_model: Path, out: Path, profile: Profile =
         vae = train_temporal_autoencoder(drawings, animations, image_vae, checkpoint, recipe, batch)
         moving = drawings if profile.everything else drawings.select(styles=STYLES)
         clips = encoded_clips(work / "clips", profile.steps * PARTS, moving, animations, image_vae)
-        networks = new_networks()
+        stages = [new_networks()]
         for number, stage in enumerate(STAGES, 1):
             stage, checkpoint = replace(stage, recipe=profile.recipe(stage.recipe)), work / f"video-{number}.pt"
-            networks = train_video(clips, networks.requires_grad_(True), checkpoint, stage, profile.batch * video.BATCH)
-    export(networks, vae, out)
+            begun = copy.deepcopy(stages[-1]).requires_grad_(True)
+            stages.append(train_video(clips, begun, checkpoint, stage, profile.batch * video.BATCH))
+    export(average([stages[number] for number in AVERAGED]), vae, out)
 
 
 def new_networks() -> VideoNetworks:

@@ -30,7 +30,7 @@ from models.training.diffusion import (
     train_diffusion,
 )
 from models.training.profile import SMALL, Profile
-from models.training.text import new_towers, train_tokenizer
+from models.training.text import beside, new_towers, train_tokenizer
 from models.training.tiny_autoencoder import tiny_config, train_tiny_autoencoder
 from models.unet import UNet
 from models.vae import VAE
@@ -81,7 +81,7 @@ def new_conditioner(drawings: Drawings, tokenizer_folder: Path) -> SDXLCondition
     else:
         tokenizer = train_tokenizer(caption_corpus(drawings), tokenizer_folder)
     dim = UNetSpec.from_config(UNET_CONFIG).time_id_dim
-    return SDXLConditioner((tokenizer, tokenizer), new_towers(tokenizer, SEED), dim, zeros_for_empty=True)
+    return SDXLConditioner(beside(tokenizer, new_towers(tokenizer, SEED)), dim, zeros_for_empty=True)
 
 
 def new_networks(conditioner: SDXLConditioner) -> TextToImageNetworks:
@@ -109,8 +109,8 @@ def export(networks: TextToImageNetworks, vae: VAE, tiny: TinyAutoencoder, token
     save_network(out / "unet", UNET_CONFIG, networks.unet.state_dict(), torch.float16)
     save_network(out / "vae", vae_config(vae.spec), vae.state_dict(), torch.float16)
     save_network(out / "vae_tiny", tiny_config(tiny.spec), tiny.state_dict(), torch.float16)
-    for n, tower in zip(("", "_2"), networks.conditioner.towers, strict=True):
-        tower.save_pretrained(out / f"text_encoder{n}")
+    for n, tower in zip(("", "_2"), networks.conditioner.networks, strict=True):
+        tower.clip.save_pretrained(out / f"text_encoder{n}")
         shutil.copytree(tokenizer_folder, out / f"tokenizer{n}", dirs_exist_ok=True)
     _write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
     _write_json(out / "darkroom.json", SERVING)

@@ -40,7 +40,7 @@ def train_emoji_xl_turbo(work: Path, teacher: Path, out: Path, profile: Profile 
         concepts, styles = profile.concepts(drawings), profile.styles(drawings)
         examples = Examples(drawings, concepts, vae, HELD_OUT, SCENES, styles=styles)
         conditioner = SDXLConditioner.load(teacher, unet.spec)
-        nn.ModuleList(conditioner.towers).to(profile.device)
+        nn.ModuleList(conditioner.networks).to(profile.device)
         torch.manual_seed(SEED)
         student = copy.deepcopy(unet).requires_grad_(True)
         networks = Distillation(student, unet.spec.vector_dim - 6 * unet.spec.time_id_dim)

@@ -10,6 +10,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from models.conditioners.text import ClipText, TextTower
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts text into words before pairs are merged (Radford et al. 2021, released tokenizer).
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -75,3 +77,11 @@ def new_towers(tokenizer: CLIPTokenizer, seed: int) -> tuple[CLIPTextModel, CLIP
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config), CLIPTextModelWithProjection(config)
+
+
+def beside(
+    tokenizer: CLIPTokenizer, towers: tuple[CLIPTextModel, CLIPTextModelWithProjection]
+) -> tuple[TextTower, TextTower]:
+    """Two towers with their tokenizer, read as SDXL reads them."""
+    first, second = (TextTower(tokenizer, ClipText(tower, penultimate=True)) for tower in towers)
+    return first, second

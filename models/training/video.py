@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,12 @@ STAGES = (
     Stage(Recipe(steps=5_000, peak_lr=1e-3, final_lr=2e-5, warmup=200, decay=0.6), (1.0, 1.6)),
     Stage(Recipe(steps=4_000, peak_lr=6e-4, final_lr=1e-5, warmup=200, decay=0.8, seed=1), (0.2, 1.5), 0.5),
     Stage(Recipe(steps=3_000, peak_lr=4e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=2), (-0.3, 1.3), 3.0),
+    Stage(Recipe(steps=1_800, peak_lr=3e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=3), (-0.8, 1.2), 5.0),
 )
 """Motion first, then what is seen closely, then that what stands still does so."""
+AVERAGED = (2, 4)
+"""Numbers of the stages whose networks' weights are averaged to be the model's (Wortsman et al. 2022, "Model soups"):
+it flickers less than either."""
 
 
 class VideoNetworks(nn.Module):
@@ -132,6 +137,15 @@ def train_video(
         return error.square().mean() + stage.change_weight * error.diff(dim=1).square().mean()
 
     return train(networks, loss, stage.recipe, checkpoint)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def average(trained: Sequence[VideoNetworks]) -> VideoNetworks:
+    """The mean of their weights, in the first one's place."""
+    first, *others = trained
+    for weight, *further in zip(first.parameters(), *(one.parameters() for one in others), strict=True):
+        weight.add_(torch.stack(further).sum(dim=0)).div_(len(trained))
+    return first
 
 
 def network_input(noisy: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:

@@ -170,6 +170,7 @@ def describe(model: ImageToVideoModel, folder: Path) -> dict[str, Any]:
         noise = {"log_sigma": " ± ".join(map(str, stage.log_sigma)), "change_weight": stage.change_weight}
         shared = {"batch": video.BATCH, "picture_dropout": video.DROPOUT}
         recipe[f"UNet and vision tower, stage {number}"] = asdict(stage.recipe) | noise | shared
+    recipe["weights"] = {"mean of stages": " and ".join(map(str, video.AVERAGED))}
     spec = model.spec
     return {
         "model": folder.resolve().name,
@@ -200,6 +201,7 @@ def main(
     trained_on: str = typer.Option("2 CPU cores", help="Machine and hours of the training, for the card."),
 ) -> None:
     """Measure a model, write its card, and fail when a control is not at chance."""
+    out.mkdir(parents=True, exist_ok=True)
     download(artwork, PACKAGES)
     drawings, animations, network = render(artwork), render_animations(artwork), load(model)
     known, vae = drawings.select(styles=STYLES), load_temporal_vae(model)

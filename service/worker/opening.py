@@ -18,8 +18,8 @@ from models.adapters.file import DENOISER
 from models.adapters.fuse import Weighted
 from models.adapters.whole import AdapterSet, fuse_denoiser, fuse_text_encoders
 from models.checkpoints.stored import stored_numbers, weight_files
+from models.conditioners.condition import TowerOf, on_torch
 from models.conditioners.video import SVDConditioner
-from models.encoders import encoder_bytes
 from models.families import image_to_video, text_to_image
 from models.families.image_to_video import ImageToVideoModel
 from models.families.row import Denoiser
@@ -63,14 +63,13 @@ def load_model(
     """
     place = place or placement(settings)
     life = engine_life(spec, settings, place, adapters=adapters) if engines is None else engines
-    on_torch = _modules(spec, place)
-    on_torch.networks["conditioner"] = _conditioner(spec, place)
+    torch_parts = _modules(spec, place)
     if adapters is not None:
-        on_torch = _carrying(on_torch, spec, adapters)
-    found = [on_torch]
+        torch_parts = _carrying(torch_parts, spec, adapters)
+    found = [torch_parts]
     if life.maker is not None and life.states:
         variants = [name for name in life.maker.networks() if name.partition("/")[0] == spec.system.denoiser]
-        found = ways(on_torch, variants, life, life.maker)
+        found = ways(torch_parts, variants, life, life.maker)
     first, *others = [_opened(spec, parts, place, settings) for parts in found]
     return replace(first, otherwise=tuple(others))
 
@@ -141,13 +140,15 @@ def _modules(spec: ModelSpec, place: Placement) -> Parts:
         return moments_of(vae.get(), pictures)
 
     fast_decode = _call(networks["fast decoder"]) if "fast decoder" in networks else None
-    return Parts(networks, LazyDenoisers(denoisers), decode, moments, fast_decode, strict, fast)
+    networks["conditioner"] = _conditioner(spec, place)
+    condition = partial(_load_conditioner, spec, place)
+    return Parts(networks, LazyDenoisers(denoisers), decode, moments, fast_decode, condition, strict, fast)
 
 
 def _carrying(parts: Parts, spec: ModelSpec, adapters: AdapterSet) -> Parts:
     """A model with a set of adapters is one of its own: the networks that the set changes are read once more and fused
     with it, those that it leaves alone are shared with the plain model, whose weights stay as they are."""
-    networks, denoisers = dict(parts.networks), parts.denoisers
+    networks, denoisers, condition = dict(parts.networks), parts.denoisers, parts.condition
 
     def fused(role: Role, fuse: Callable[[Any, ModelSpec, Sequence[Weighted]], None]) -> LazyNetwork[Any]:
         return networks[role].derived(adapters.identity, lambda network: fuse(network, spec, adapters.read()))
@@ -156,31 +157,40 @@ def _carrying(parts: Parts, spec: ModelSpec, adapters: AdapterSet) -> Parts:
         networks["denoiser"] = fused("denoiser", fuse_denoiser)
         denoisers = LazyDenoisers(networks["denoiser"])
     if adapters.parts - {DENOISER}:
-        networks["conditioner"] = fused("conditioner", fuse_text_encoders)
+        networks["conditioner"], condition = fused("conditioner", fuse_text_encoders), None
     strict, fast = (
         replace(numerics, id=numerics_id({"plain": numerics.id, "adapters": adapters.identity}))
         for numerics in (parts.strict, parts.fast)
     )
-    return replace(parts, networks=networks, denoisers=denoisers, strict=strict, fast=fast)
+    return replace(parts, networks=networks, denoisers=denoisers, condition=condition, strict=strict, fast=fast)
 
 
 def _conditioner(spec: ModelSpec, place: Placement) -> LazyNetwork[Any]:
-    """A model's text towers or vision tower, which run on torch."""
-    folder, clips = spec.folder, spec.system.task == "image-to-video"
+    """A model's text towers or vision tower on torch."""
+    folder = spec.folder
     options = [spec.pipeline, str(spec.zeros_for_empty_prompt), *_t5(spec, place).values()]
     if spec.system.denoiser == "unet":
         unet = read_unet_spec(folder)
         options += [str(unet.time_id_dim), str(unet.vector_dim)]
     weights = _digest(folder, CONDITIONER_FOLDERS) + "/".join(options)
-    size = sum(encoder_bytes(tower, place.dtype, place.eight_bit_t5) for tower in _encoders(folder))
-
-    def load() -> Any:
-        if clips:
-            return image_to_video.load_conditioner(folder, place.dtype, place.device)
-        return text_to_image.load_conditioner(spec, place.dtype, place.device, place.eight_bit_t5)
-
+    size = sum(_encoder_bytes(tower, place) for tower in _encoders(folder))
     identity = network_id("conditioner", weights, _runs_on(place, place.dtype))
-    return LazyNetwork(identity, size, load, modules=modules_of)
+    return LazyNetwork(identity, size, partial(_load_conditioner, spec, place, on_torch), modules=modules_of)
+
+
+def _load_conditioner(spec: ModelSpec, place: Placement, tower_of: TowerOf) -> Any:
+    if spec.system.task == "image-to-video":
+        return image_to_video.load_conditioner(spec.folder, place.dtype, place.device, tower_of)
+    return text_to_image.load_conditioner(spec, place.dtype, place.device, place.eight_bit_t5, tower_of)
+
+
+def _encoder_bytes(folder: Path, place: Placement) -> int:
+    """Memory of the weights of a folder such as ``text_encoder``, without reading them."""
+    if not place.eight_bit_t5 or folder.name != T5:
+        return place.dtype.itemsize * stored_numbers(folder)
+    from models.encoders import bytes_of_t5_in_8_bits  # which takes seconds
+
+    return bytes_of_t5_in_8_bits(folder, place.dtype)
 
 
 def _call(network: LazyNetwork[Any]) -> Callable[[Tensor], Tensor]:

@@ -140,8 +140,10 @@ class Residency:
 
     def reopen(self, names: Sequence[str] = ()) -> None:
         """Open models anew for rows that begin from now on: other networks run them. Those that they had leave the
-        memory behind the last row that runs on them: call it now and then, without names too."""
+        memory behind the last row that runs on them: call it now and then, without names too. A set of adapters is
+        opened anew by the next row that has it."""
         self._openings |= {name: self._openings.get(name, 0) + 1 for name in names}
+        plain = {key.name for key in self._models if not key.adapters}
         with self._lock:
             for key in [key for key in self._models if key.version[:1] != self._opening(key.name)]:
                 if self._models[key].done():
@@ -152,7 +154,7 @@ class Residency:
                 if not self._loading & self._only_of(key):
                     del self._left[key]
                     self._forget(key)
-        for name in (name for name in names if name in self._specs):
+        for name in (name for name in names if name in plain and name in self._specs):
             self.request(name)
 
     def start(self, load: Sequence[str], evict: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ alone; its numerics id says which.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -20,12 +20,14 @@ from engines.buckets import Buckets
 from engines.call import Output, Session
 from engines.life import EngineLife
 from engines.maker import Maker
+from models.conditioners.condition import TowerOf
 from models.families.row import Denoiser
 from models.families.text_to_image import Decoder
 from models.tiling import TILE
 from service.worker.lazy import LazyDenoisers, LazyNetwork
 from service.worker.loaded import Role, RowShape, takes_all
 from service.worker.numerics import MAX_LANES, Numerics, network_id, numerics_id
+from service.worker.parking import modules_of
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ class Parts:
     """Pictures to mean and log-variance of their latents, one behind the other."""
     fast_decode: Decoder | None
     """As ``decode``, by the small decoder where the model has one."""
+    condition: Callable[[TowerOf], Any] | None
+    """Loads the conditioner with other towers; None where adapters are in its own, which stay."""
     strict: Numerics
     fast: Numerics
     takes: Callable[[RowShape], bool] = takes_all
@@ -99,7 +103,28 @@ class _Way:
         moments = self._served(networks, "encoder", "vae/encoder", on_torch.moments)
         fast_decode = None if fast is None else self._served(networks, "fast decoder", "vae_tiny/decoder", fast)
         capturable = on_torch.capturable and not on_engines and not any(map(self.life.calibrates, self.variants))
-        return Parts(networks, denoisers, decode, moments, fast_decode, *self._numerics(), self._takes, capturable)
+        if on_torch.condition is not None:
+            networks["conditioner"] = self._conditioner(on_torch.condition)
+        numerics = self._numerics()
+        return replace(
+            on_torch, networks=networks, denoisers=denoisers, decode=decode, moments=moments, fast_decode=fast_decode,
+            strict=numerics[0], fast=numerics[1], takes=self._takes, capturable=capturable,
+        )  # fmt: skip
+
+    def _conditioner(self, load: Callable[[TowerOf], Any]) -> LazyNetwork[Any]:
+        """Its towers on those engines that there are. It takes as much memory as on torch, or little more."""
+        whole, towers = self.on_torch.networks["conditioner"], [name for name in self.paths if _is_tower(name)]
+        if not towers and not any(map(_is_tower, self.life.states)):
+            return whole
+        bytes_of = " ".join([whole.identity, *(self.maker.numerics(self.paths[name]) for name in towers)])
+        identity = network_id("conditioner", bytes_of, self.maker.name) if towers else whole.identity
+
+        def tower_of(name: str, on_torch: Callable[[], Any]) -> Any:
+            if name in self.paths:
+                return self.life.guarded(name, self._session(name))
+            return self.life.recorded(name, on_torch())
+
+        return LazyNetwork(identity, whole.size_bytes, partial(load, tower_of), modules=modules_of)
 
     def _served(
         self, networks: dict[Role, LazyNetwork[Any]], role: Role, name: str, by_torch: Callable[[Tensor], Tensor]
@@ -155,6 +180,11 @@ class _Way:
             return strict, strict
         fast_id, most = numerics_id({**parts, "invariance": "fast"}), MAX_LANES if lanes is None else lanes
         return strict, Numerics(fast_id, 0, most, lone_decode=DECODER in self.buckets)
+
+
+def _is_tower(name: str) -> bool:
+    """Whether a network of this name reads text or pictures for the conditioning."""
+    return "/" not in name and "encoder" in name
 
 
 def _call(network: LazyNetwork[Any], given: Tensor) -> Output:

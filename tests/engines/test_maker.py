@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from engines.maker import OnnxMaker
 from engines.session import graph_numerics
 from engines.trial import build_and_judge
 from engines.verdict import ROUNDS
+from models.adapters.whole import AdapterSet
 from tests.support.fixed import FixedMaker
 
 pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
@@ -21,7 +23,10 @@ pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s 
 
 def test_graphs_are_found_opened_and_forgotten(sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path) -> None:
     maker = pickle.loads(pickle.dumps(OnnxMaker(sdxl_folder, EngineCache(sdxl_engines), threads=1)))
-    assert list(maker.networks()) == ["unet", "vae/decoder", "vae/encoder"], "the towers run on torch"
+    towers = ["text_encoder", "text_encoder_2"]
+    assert list(maker.networks()) == ["unet", "vae/decoder", "vae/encoder", *towers]
+    changed = AdapterSet(weights=(), identity="of the first tower", parts=frozenset(towers[:1]))
+    assert set(maker.networks()) - set(replace(maker, adapters=changed).networks()) == {"text_encoder"}
     path = maker.build("vae/decoder", ())
     assert maker.find("vae/decoder") == path and maker.buckets(path) is None
     assert maker.numerics(path) == maker.open(path).numerics == graph_numerics(path)

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     CLIPVisionModelWithProjection,
     T5EncoderModel,
 )
 
 from models.eight_bit import EightBitLinear
-from models.encoders import encoder_bytes, load_encoder, load_t5_in_8_bits, read_tokenizer
+from models.encoders import bytes_of_t5_in_8_bits, load_encoder, load_t5_in_8_bits
 from tests.support.tiny_towers import write_tiny_sd3, write_tiny_svd
 
 WEIGHTS = "model.safetensors"
@@ -118,15 +117,10 @@ def relative_norm(result: Tensor, expected: Tensor) -> float:
     return float((result - expected).norm() / expected.norm())
 
 
-def test_what_an_encoder_takes_is_known_before_it_is_read(t5_folder: Path, sdxl_folder: Path) -> None:
+def test_what_t5_takes_in_8_bits_is_known_before_it_is_read(t5_folder: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        for network, told in (
-            (load_t5_in_8_bits(t5_folder, dtype), encoder_bytes(t5_folder, dtype, eight_bit_t5=True)),
-            (load_encoder(T5EncoderModel, t5_folder, dtype), encoder_bytes(t5_folder, dtype)),
-        ):
-            assert told == sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    tower = sdxl_folder / "text_encoder"
-    assert encoder_bytes(tower, torch.bfloat16, eight_bit_t5=True) == encoder_bytes(tower, torch.bfloat16)
+        network, told = load_t5_in_8_bits(t5_folder, dtype), bytes_of_t5_in_8_bits(t5_folder, dtype)
+        assert told == sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
 def test_t5_in_8_bits_is_as_strict(t5_folder: Path, tmp_path: Path) -> None:
@@ -174,17 +168,6 @@ def test_a_config_that_makes_no_sense_is_named(tower: Path, change: dict[str, ob
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         load_encoder(CLIPTextModelWithProjection, tower)
-
-
-def test_a_tokenizer_that_is_none(sdxl_folder: Path, tmp_path: Path) -> None:
-    assert read_tokenizer(CLIPTokenizer, sdxl_folder / "tokenizer").model_max_length == 20
-    with pytest.raises(ValueError, match="gone is missing"):
-        read_tokenizer(CLIPTokenizer, tmp_path / "gone")
-    shutil.copytree(sdxl_folder / "tokenizer", tmp_path / "tokenizer")
-    for path in (tmp_path / "tokenizer").iterdir():
-        path.write_text("{" * 100)
-    with pytest.raises(ValueError, match="tokenizer holds no tokenizer that makes sense"):
-        read_tokenizer(CLIPTokenizer, tmp_path / "tokenizer")
 
 
 def test_a_pickle_is_not_looked_at(tower: Path) -> None:

@@ -50,11 +50,11 @@ def test_the_text_encoders_of_stable_diffusion_3(tmp_path: Path) -> None:
     write_tiny_sd3(tmp_path / "sd3")
     spec = ModelSpec.read(tmp_path / "sd3")
     plain, other = load_conditioner(spec), load_conditioner(spec)
-    t5, towers = plain.t5.network, [tower.network for tower in plain.text.towers]  # type: ignore[union-attr]
+    t5, towers = plain.t5.network, [tower.network.clip for tower in plain.text.towers]  # type: ignore[union-attr]
     set_ = [adapter(tmp_path / "t5.safetensors", {"text_encoder_3": t5}, ".q")]
     assert parts_changed(spec, set_) == {"text_encoder_3"}
     fuse_text_encoders(other, spec, set_)
-    theirs = [*(tower.network for tower in other.text.towers), other.t5.network]  # type: ignore[union-attr]
+    theirs = [*(tower.network.clip for tower in other.text.towers), other.t5.network]  # type: ignore[union-attr]
     assert changed([*towers, t5], theirs) == [False, False, True]
     both = [adapter(tmp_path / "both.safetensors", {"text_encoder_2": towers[1]}, "q_proj"), *set_]
     fuse_text_encoders(other, spec, both)
@@ -84,7 +84,7 @@ def test_a_refiners_only_text_encoder_is_the_second(tmp_path: Path) -> None:
     write_tiny_refiner(tmp_path / "refiner")
     spec = ModelSpec.read(tmp_path / "refiner")
     plain, other = load_conditioner(spec), load_conditioner(spec)
-    (tower,), (theirs,) = ([tower.network for tower in each.text.towers] for each in (plain, other))
+    (tower,), (theirs,) = ([tower.network.clip for tower in each.text.towers] for each in (plain, other))
     set_ = [adapter(tmp_path / "a.safetensors", {"text_encoder_2": tower}, "q_proj")]
     fuse_text_encoders(other, spec, set_)
     assert changed([tower], [theirs]) == [True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,18 +156,21 @@ def test_t5_tokens_out_of_range(conditioner: SD3Conditioner, tokens: int) -> Non
         conditioner.encode("a red cat", *SIZE, t5_tokens=tokens)
 
 
-def test_a_context_of_another_width_is_refused(conditioner: SD3Conditioner) -> None:
+def test_a_context_of_another_width_is_refused(conditioner: SD3Conditioner, sd3_folder: Path, tmp_path: Path) -> None:
     towers = conditioner.text.towers[0], conditioner.text.towers[1]
     with pytest.raises(ValueError, match=f"d_model={T5_WIDTH}, expected the context's {T5_WIDTH + 8}"):
         SD3Conditioner(towers, conditioner.t5, T5_WIDTH + 8, "encode")
+    copy = shutil.copytree(sd3_folder, tmp_path / "copy")
+    config = copy / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "joint_attention_dim": 60}))
     with pytest.raises(ValueError, match=f"joint_attention_dim=60, expected at least the CLIP towers' {CLIP_WIDTH}"):
-        SD3Conditioner(towers, None, 60, "drop")
+        SD3Conditioner.load(copy)
 
 
 def test_weights_count_for_clip_and_t5_reads_the_words(conditioner: SD3Conditioner, relative: Relative) -> None:
     weighted, plain = (conditioner.encode(text, *SIZE, t5_tokens=12) for text in ("a (red:1.4) cat", "a red cat"))
     parts = [[("a ", 1.0), ("red", 1.4), (" cat", 1.0)]]
-    expected = [reference_context(t.tokenizer, t.network, parts, True) for t in conditioner.text.towers]
+    expected = [reference_context(t.tokenizer, t.network.clip, parts, True) for t in conditioner.text.towers]
     assert relative(weighted.context[:CLIP_TOKENS, :CLIP_WIDTH], torch.cat(expected, dim=1)) < 1e-5
     assert relative(weighted.context[:CLIP_TOKENS], plain.context[:CLIP_TOKENS]) > 1e-2
     assert torch.equal(weighted.context[CLIP_TOKENS:], plain.context[CLIP_TOKENS:])

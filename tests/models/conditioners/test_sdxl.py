@@ -108,7 +108,7 @@ def test_training_cuts_a_long_prompt_and_keeps_its_end_token(conditioner: SDXLCo
     for tower in (0, 1):
         ids = conditioner.tokenize([LONG], tower)
         assert ids.shape == (1, 20)
-        assert ids[0, -1] == conditioner.tokenizers[tower].eos_token_id
+        assert ids[0, -1] == conditioner.text.towers[tower].tokenizer.eos_token_id
 
 
 def test_training_and_serving_encode_alike(conditioner: SDXLConditioner) -> None:
@@ -140,8 +140,8 @@ def test_weights(conditioner: SDXLConditioner, relative: Relative) -> None:
     """Each tower restores its own mean."""
     weighted, plain = (conditioner.encode(text, 40, 24) for text in ("a (red:1.4) cat", "a red cat"))
     parts = [[("a ", 1.0), ("red", 1.4), (" cat", 1.0)]]
-    pairs = zip(conditioner.tokenizers, conditioner.towers, strict=True)
-    expected = torch.cat([reference_context(tokenizer, tower, parts, True) for tokenizer, tower in pairs], dim=1)
+    pairs = zip(conditioner.text.towers, conditioner.networks, strict=True)
+    expected = torch.cat([reference_context(tower.tokenizer, text.clip, parts, True) for tower, text in pairs], dim=1)
     assert relative(weighted.context, expected) < 1e-5
     assert relative(plain.context, expected) > 1e-2
     assert torch.equal(weighted.vector, plain.vector)

@@ -67,8 +67,8 @@ def test_the_final_norm_belongs_to_it(conditioner: StableDiffusionConditioner, r
     context = conditioner.encode("a red cat", 32, 32).context
     (tower,) = conditioner.text.towers
     with torch.inference_mode():
-        output = tower.network(tower.tokenize(["a red cat"]), output_hidden_states=True)
-        normed = tower.network.final_layer_norm(output.hidden_states[-2])
+        output = tower.network.clip(tower.tokenize(["a red cat"]), output_hidden_states=True)
+        normed = tower.network.clip.final_layer_norm(output.hidden_states[-2])
     assert relative(context, output.last_hidden_state[0]) == 0.0
     assert relative(context, output.hidden_states[-1][0]) > 0.1
     assert relative(context, normed[0]) > 0.1
@@ -89,6 +89,6 @@ def test_a_long_prompt_begins_as_the_published_one_and_goes_on(
 def test_weights(conditioner: StableDiffusionConditioner, relative: Relative) -> None:
     (tower,) = conditioner.text.towers
     parts = [[("a ", 1.0), ("red", 1.4), (" cat", 1.0)]]
-    expected = reference_context(tower.tokenizer, tower.network, parts, penultimate=False)
+    expected = reference_context(tower.tokenizer, tower.network.clip, parts, penultimate=False)
     assert relative(conditioner.encode("a (red:1.4) cat", 32, 32).context, expected) < 1e-5
     assert relative(conditioner.encode("a red cat", 32, 32).context, expected) > 1e-2

@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.conditioners.text import (
-    SideBySide,
-    TextTower,
-    load_projected_tower,
-    load_tokenizer,
-    load_tower,
-    weigh,
-)
+from models.conditioners.text import ClipText, SideBySide, TextTower, load_clip_text, load_tower, weigh
+from models.tokenizers import load_clip_tokenizer
 from tests.support.weighted_prompt import Parts, reference_chunks, reference_context
 
 Relative = Callable[[Tensor, Tensor], float]
@@ -34,14 +28,17 @@ WEIGHTED: dict[str, Parts] = {
 
 @pytest.fixture(scope="module")
 def plain(sdxl_folder: Path) -> TextTower:
-    network = load_tower(sdxl_folder / "text_encoder", torch.float32)
-    return TextTower(load_tokenizer(sdxl_folder / "tokenizer"), network, penultimate=False)
+    return load_tower(sdxl_folder, "text_encoder", projected=False, penultimate=False)
 
 
 @pytest.fixture(scope="module")
 def projected(sdxl_folder: Path) -> TextTower:
-    network = load_projected_tower(sdxl_folder / "text_encoder_2", torch.float32)
-    return TextTower(load_tokenizer(sdxl_folder / "tokenizer_2"), network, penultimate=True)
+    return load_tower(sdxl_folder, "text_encoder_2", projected=True, penultimate=True)
+
+
+def on_torch(tower: TextTower) -> ClipText:
+    assert isinstance(tower.network, ClipText)
+    return tower.network
 
 
 @pytest.fixture
@@ -60,11 +57,12 @@ def test_weights_against_float64(name: str, prompt: str, request: pytest.Fixture
     tower: TextTower = request.getfixturevalue(name)
     parts = WEIGHTED[prompt]
     context, _ = encode(tower, prompt)
-    expected = reference_context(tower.tokenizer, tower.network, parts, tower.penultimate)
+    clip, penultimate = on_torch(tower).clip, on_torch(tower).penultimate
+    expected = reference_context(tower.tokenizer, clip, parts, penultimate)
     assert relative(context, expected) < TOLERANCE
     unweighted = [[(text, 1.0) for text, _ in part] for part in parts]
-    for wrong, penultimate in ((unweighted, tower.penultimate), (parts, not tower.penultimate)):
-        other = reference_context(tower.tokenizer, tower.network, wrong, penultimate)
+    for wrong, layer in ((unweighted, penultimate), (parts, not penultimate)):
+        other = reference_context(tower.tokenizer, clip, wrong, layer)
         assert relative(context, other) > 100 * TOLERANCE
 
 
@@ -99,7 +97,7 @@ def test_a_plain_prompt_that_fits_has_the_tokens_it_always_had(
 def test_a_plain_prompt_that_fits_has_the_bytes_it_always_had(projected: TextTower, prompt: str) -> None:
     with torch.inference_mode():
         ids = projected.tokenize([prompt.removeprefix("(").removesuffix(":1.0)")])
-        expected = projected.network(ids, output_hidden_states=True)
+        expected = on_torch(projected).clip(ids, output_hidden_states=True)
     context, pooled = encode(projected, prompt)
     assert torch.equal(context, expected.hidden_states[-2][0])
     assert torch.equal(pooled, expected.text_embeds[0])
@@ -111,7 +109,7 @@ def test_a_long_prompt_is_its_chunks_in_a_row(projected: TextTower) -> None:
     ids = [tokens for tokens, _ in reference_chunks(projected.tokenizer, [[(long, 1.0)]])]
     assert len(ids) == 4
     with torch.inference_mode():
-        outputs = [projected.network(torch.tensor([tokens]), output_hidden_states=True) for tokens in ids]
+        outputs = [on_torch(projected).clip(torch.tensor([tokens]), output_hidden_states=True) for tokens in ids]
     context, pooled = encode(projected, long)
     assert torch.equal(context, torch.cat([output.hidden_states[-2][0] for output in outputs]))
     assert torch.equal(pooled, outputs[0].text_embeds[0])
@@ -127,9 +125,9 @@ def test_pooled_text_has_no_weights(projected: TextTower) -> None:
 def test_towers_of_different_needs_get_equally_many_chunks(side_by_side: SideBySide, sdxl_folder: Path) -> None:
     """One of the tokenizers knows no merges, so it needs more tokens for the same words."""
     plain, projected = side_by_side.towers
-    spelling = load_tokenizer(sdxl_folder / "tokenizer")
+    spelling = load_clip_tokenizer(sdxl_folder / "tokenizer")
     ids = {piece: i for piece, i in spelling.get_vocab().items() if len(piece.removesuffix("</w>")) == 1}
-    speller = TextTower(Speller(ids, spelling), plain.network, penultimate=True)  # type: ignore[arg-type]
+    speller = TextTower(Speller(ids, spelling), plain.network)  # type: ignore[arg-type]
     uneven = SideBySide([projected, speller])
     prompt = "red cat dog " * 3
     assert (len(projected.chunks(prompt)), len(speller.chunks(prompt))) == (1, 2)
@@ -169,31 +167,44 @@ def test_chunks_are_filled_up_for_all(side_by_side: SideBySide) -> None:
     assert torch.equal(pooled[1], second)
 
 
+def test_whatever_is_called_in_its_place_reads(projected: TextTower, sdxl_folder: Path) -> None:
+    asked = list[str]()
+
+    def tower_of(name: str, load: Callable[[], ClipText]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        asked.append(name)
+        return lambda ids: tuple(2.0 * output for output in load()(ids))  # type: ignore[return-value]
+
+    doubled = load_tower(sdxl_folder, "text_encoder_2", projected=True, penultimate=True, tower_of=tower_of)
+    assert asked == ["text_encoder_2"] and doubled.length == projected.length
+    for ours, plain in zip(encode(doubled, "a red cat"), encode(projected, "a red cat"), strict=True):
+        assert torch.equal(ours, 2.0 * plain)
+    assert SideBySide([projected, doubled]).networks == (projected.network,), "an engine has no weights to look after"
+
+
 def test_towers_of_different_lengths_are_refused(side_by_side: SideBySide, sdxl_folder: Path) -> None:
-    shorter = load_tokenizer(sdxl_folder / "tokenizer")
+    shorter = load_clip_tokenizer(sdxl_folder / "tokenizer")
     shorter.model_max_length = 12
     first, second = side_by_side.towers
     with pytest.raises(ValueError, match=r"model_max_length \[12, 20\]"):
-        SideBySide([TextTower(shorter, first.network, penultimate=True), second])
+        SideBySide([TextTower(shorter, first.network), second])
 
 
 def test_a_tokenizer_longer_than_its_tower_is_refused(plain: TextTower, sdxl_folder: Path) -> None:
-    longer = load_tokenizer(sdxl_folder / "tokenizer")
+    longer = load_clip_tokenizer(sdxl_folder / "tokenizer")
     longer.model_max_length = 21
     with pytest.raises(ValueError, match="model_max_length=21 is more than .* max_position_embeddings=20"):
-        TextTower(longer, plain.network, penultimate=True)
+        TextTower(longer, plain.network)
 
 
 def test_a_tower_that_masks_its_padding_is_refused(sdxl_folder: Path) -> None:
-    network = load_tower(sdxl_folder / "text_encoder", torch.float32)
-    network.config.use_attention_mask = True
+    clip = load_clip_text(sdxl_folder / "text_encoder", projected=False, penultimate=True).clip
+    clip.config.use_attention_mask = True
     with pytest.raises(ValueError, match="use_attention_mask=True is not supported"):
-        TextTower(load_tokenizer(sdxl_folder / "tokenizer"), network, penultimate=True)
+        ClipText(clip, penultimate=True)
 
 
 def test_narrow_towers_answer_in_fp32(sdxl_folder: Path, projected: TextTower, relative: Relative) -> None:
-    network = load_projected_tower(sdxl_folder / "text_encoder_2", torch.bfloat16)
-    narrow = TextTower(projected.tokenizer, network, penultimate=True)
+    narrow = load_tower(sdxl_folder, "text_encoder_2", projected=True, penultimate=True, dtype=torch.bfloat16)
     context, pooled = encode(narrow, "a (red:1.5) cat")
     expected, expected_pooled = encode(projected, "a (red:1.5) cat")
     assert context.dtype == pooled.dtype == torch.float32

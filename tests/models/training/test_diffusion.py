@@ -31,7 +31,7 @@ from models.training.diffusion import (
 )
 from models.training.loop import LossFunction, Recipe
 from models.training.scenes import cast, draw, random_scenes
-from models.training.text import new_towers, write_tokenizer
+from models.training.text import beside, new_towers, write_tokenizer
 from models.unet import UNet
 from models.vae import VAE
 from tests.support.tiny_xl import randomise
@@ -71,7 +71,7 @@ def examples(vae: VAE) -> Examples:
 def new_conditioner(tmp_path: Path) -> Callable[[], SDXLConditioner]:
     """Each call gives the same untrained towers."""
     tokenizer = write_tokenizer([], tmp_path / "tokenizer")
-    return lambda: SDXLConditioner((tokenizer,) * 2, new_towers(tokenizer, 0), TIME_ID_DIM, zeros_for_empty=True)
+    return lambda: SDXLConditioner(beside(tokenizer, new_towers(tokenizer, 0)), TIME_ID_DIM, zeros_for_empty=True)
 
 
 def bars() -> Drawings:
@@ -264,9 +264,9 @@ def test_a_short_run_learns_networks_and_towers(examples, new_conditioner, monke
     networks = train_diffusion(examples, new_networks(new_conditioner()), tmp_path / "diffusion.pt", RECIPE, 8)
     before, after = losses
     assert before > 0.4 and after < 0.75 * before
-    for trained, untrained in zip(networks.conditioner.towers, new_conditioner().towers, strict=True):
-        assert not torch.equal(trained.get_input_embeddings().weight, untrained.get_input_embeddings().weight)
-    assert networks.conditioner.towers[0] is networks.towers[0]  # the average's own towers, not the trained ones
+    for trained, untrained in zip(networks.conditioner.networks, new_conditioner().networks, strict=True):
+        assert not torch.equal(trained.clip.get_input_embeddings().weight, untrained.clip.get_input_embeddings().weight)
+    assert networks.conditioner.networks[0] is networks.towers[0]  # the average's own towers, not the trained ones
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from models.families.image_to_video import Motion, decode, guidance, load, start_row
 from models.families.row import advance
@@ -106,3 +107,11 @@ def test_diffusers_makes_the_same_clip(folder: Path) -> None:
     theirs = (np.asarray(frames) * 255).round().astype(int)
     assert np.abs(ours(Motion(bucket=90)) - theirs).max() <= 2
     assert np.abs(ours(Motion(bucket=10, noise_aug=1.0)) - theirs).max() > 2
+
+
+def test_the_weights_are_the_mean_of_stages(folder: Path) -> None:
+    stages = [torch.load(folder.parent / f"video-{n}.pt", weights_only=True)["average"] for n in video.AVERAGED]
+    found = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    name = next(name for name in found if stages[0][f"unet.{name}"].ndim > 1)
+    mean = sum(stage[f"unet.{name}"] for stage in stages) / len(stages)
+    assert torch.equal(found[name], mean.half()) and not torch.equal(found[name], stages[-1][f"unet.{name}"].half())

@@ -174,7 +174,7 @@ def test_latents_have_unit_spread(work: Path) -> None:
 
 def test_the_average_of_the_towers_is_what_is_exported(work: Path, ours) -> None:
     state = torch.load(work / "scenes.pt", weights_only=True)
-    for i, tower in enumerate(ours.conditioner.towers):
+    for i, tower in enumerate(ours.conditioner.networks):
         name, weight = next(iter(tower.state_dict().items()))
         assert torch.equal(weight, state["average"][f"towers.{i}.{name}"])
         assert not torch.equal(weight, state["network"][f"towers.{i}.{name}"])
@@ -247,9 +247,10 @@ def test_a_run_that_was_cut_three_times_makes_the_same_folder(work: Path, tmp_pa
 def test_a_half_written_vocabulary_is_made_again(work: Path, tmp_path: Path) -> None:
     whole = CLIPTokenizer.from_pretrained(work / "tokenizer").get_vocab()
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, text.START: 1, text.END: 2}))
-    assert new_conditioner(discs(), tmp_path).tokenizers[0].get_vocab() == whole
+    assert new_conditioner(discs(), tmp_path).text.towers[0].tokenizer.get_vocab() == whole
     kept = hashes(tmp_path)
-    assert new_conditioner(Drawings(**{**vars(discs()), "names": ()}), tmp_path).tokenizers[0].get_vocab() == whole
+    nameless = new_conditioner(Drawings(**{**vars(discs()), "names": ()}), tmp_path)
+    assert nameless.text.towers[0].tokenizer.get_vocab() == whole
     assert hashes(tmp_path) == kept
 
 

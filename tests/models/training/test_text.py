@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from models.conditioners.sdxl import SDXLConditioner
 from models.training.concepts import CONCEPTS, captions
 from models.training.diffusion import UNET_CONFIG
-from models.training.text import MAX_TOKENS, VOCABULARY, WIDTH, new_towers, train_tokenizer, write_tokenizer
+from models.training.text import MAX_TOKENS, VOCABULARY, WIDTH, beside, new_towers, train_tokenizer, write_tokenizer
 
 CAPTIONS = [caption for concept in CONCEPTS for caption in captions(concept, "3d")]
 WORDS = sorted({word for concept in CONCEPTS for word in concept.name.split()})
@@ -46,7 +46,7 @@ def towers(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithPr
 
 @pytest.fixture(scope="module")
 def conditioner(tokenizer: CLIPTokenizer, towers) -> SDXLConditioner:
-    return SDXLConditioner((tokenizer, tokenizer), towers, UNET_CONFIG["addition_time_embed_dim"], zeros_for_empty=True)
+    return SDXLConditioner(beside(tokenizer, towers), UNET_CONFIG["addition_time_embed_dim"], zeros_for_empty=True)
 
 
 def merged(word: str, merges: list[tuple[str, str]]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.conditioners.video import SVDConditioner
+from models.conditioners.video import ClipVision, SVDConditioner
 from models.guidance import Guidance
 from models.plan import make_plan
 from models.schedule import Schedule
@@ -23,6 +24,7 @@ from models.training.video import (
     UNET_CONFIG,
     Stage,
     VideoNetworks,
+    average,
     network_input,
     new_tower,
     train_video,
@@ -76,9 +78,19 @@ def test_network_input_and_target_are_the_plans() -> None:
             assert not torch.allclose(line.c_skip * noisy - line.c_out * target, latents, atol=0.1)
 
 
+def test_the_average_is_in_the_middle(networks: VideoNetworks) -> None:
+    others = [copy.deepcopy(networks) for _ in range(2)]
+    for number, other in enumerate(others, 1):
+        for weight in other.parameters():
+            weight.data.add_(0.3 * number)
+    before = [weight.detach().clone() for weight in networks.parameters()]
+    mean = list(average([networks, *others]).parameters())
+    assert all(torch.allclose(weight, was + 0.3, atol=1e-6) for weight, was in zip(mean, before, strict=True))
+
+
 def test_conditions_are_those_of_serving(networks: VideoNetworks) -> None:
     picture = clips().pictures[0]
-    conditioner = SVDConditioner(networks.tower.eval(), COLOUR_MEAN, COLOUR_STD, 16)
+    conditioner = SVDConditioner(ClipVision(networks.tower.eval()), COLOUR_MEAN, COLOUR_STD, 16)
     served = conditioner.encode(picture, fps=7, motion_bucket_id=90, noise_aug_strength=0.1)
     with torch.no_grad():
         token = networks.tower(vision_input(picture[None])).image_embeds

@@ -125,7 +125,7 @@ def test_on_onnxruntime_rows_are_their_own_in_any_batch(
     assert fast.strict.id not in (loaded.strict.id, loaded.fast.id)
     assert fast.strict.id == load_model(loaded.model.spec, settings).strict.id
     assert identity(fast, "denoiser") != identity(loaded, "denoiser")
-    assert identity(fast, "conditioner") == identity(loaded, "conditioner"), "which runs on torch in both"
+    assert identity(fast, "conditioner") != identity(loaded, "conditioner")
 
     def decoded(model: LoadedModel, seeds: list[int]) -> list[np.ndarray]:
         pictures = [denoised(model, make_request(), seed) for seed in seeds]

@@ -251,6 +251,15 @@ def test_a_set_is_opened_anew_with_its_model(make: Callable[..., Residency], she
     assert after is not before and after.result(60) and len(sets.opened) == 2
 
 
+def test_a_model_that_nobody_asked_for_is_not_opened_with_its_set(make: Callable[..., Residency], shelf: Shelf) -> None:
+    sets = Sets(shelf)
+    residency = make(adapted=sets)
+    residency.request("a", sets_of("ink")).result(60)
+    residency.request("b").result(60)
+    residency.reopen(["a", "b"])
+    assert [key.name for key in residency._models] == ["b"], "the one that was open without adapters"
+
+
 def test_a_model_that_is_replaced_on_disk_is_served_anew(sdxl_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "tiny-xl"
     shutil.copytree(sdxl_folder, folder)

@@ -59,6 +59,9 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
 
 
+NETWORKS = {"unet", "vae/decoder", "vae/encoder", "text_encoder", "text_encoder_2"}
+
+
 class Build:
     """A build that ends when it is told to, of engines that lie in a cache."""
 
@@ -142,14 +145,14 @@ def test_rows_in_flight_finish_on_torch_and_later_ones_run_on_engines(
     assert upgraded.look() == [] and not upgraded.build.asked
     first = upgraded.submit(seed=1)
     upgraded.finish(first)
-    assert upgraded.look() == [] and upgraded.value("darkroom_engines", state="building") == 3
+    assert upgraded.look() == [] and upgraded.value("darkroom_engines", state="building") == len(NETWORKS)
     ((names, samples),) = upgraded.build.asked
-    assert set(names) == {"unet", "vae/decoder", "vae/encoder"} and samples["unet"] and samples["vae/decoder"]
+    assert set(names) == NETWORKS and all(samples[name] for name in NETWORKS - {"vae/encoder"})
     before = [upgraded.submit(seed=seed, num_inference_steps=9) for seed in (2, 3)]
     upgraded.tick_until(lambda: upgraded.value("darkroom_pieces_in_flight") == 2)
     upgraded.worker.tick()
     upgraded.build.ready = True
-    assert upgraded.look() == ["tiny-xl"] and upgraded.value("darkroom_engines", state="engine") == 3
+    assert upgraded.look() == ["tiny-xl"] and upgraded.value("darkroom_engines", state="engine") == len(NETWORKS)
     after = [upgraded.submit(seed=seed, num_inference_steps=9) for seed in (2, 4)]
     upgraded.finish(*before, *after)
     jobs = [first, *before, *after]
@@ -210,7 +213,7 @@ def test_a_set_of_adapters_gets_engines_when_it_was_used_often(
     rig.finish(first, plain)
     assert rig.look() == [] and not rig.build.asked, "one picture is not often"
     made = rig.upgrades._lives[spec.name, set_of(spec, shelf, INK).identity][1]
-    assert made.states == {"unet": "building", "vae/decoder": "engine", "vae/encoder": "engine"}
+    assert made.states == {**dict.fromkeys(NETWORKS, "engine"), "unet": "building"}
     second, other = (
         rig.submit(seed=2, num_inference_steps=2 * spec.steps, loras=(INK,)),
         rig.submit(seed=1, loras=(WOOL,)),
@@ -320,7 +323,7 @@ def test_an_engine_that_fails_in_service_costs_no_request(
     upgraded.look()
     assert upgraded.value("darkroom_engine_fallbacks_total", reason="dropped") == 1
     assert upgraded.value("darkroom_engines", state="dropped") == 1
-    assert upgraded.value("darkroom_engines", state="engine") == 2, "the decoder's is sound"
+    assert upgraded.value("darkroom_engines", state="engine") == len(NETWORKS) - 1, "the others are sound"
     mixed = {result.numerics_id for job in jobs for result in upgraded.get(job).results}
     assert len(mixed) == 1 and not mixed & {loaded.strict.id}
     for job, seed in zip(jobs, (5, 6), strict=True):  # the same but for the decoder's roundings
@@ -332,13 +335,15 @@ def test_engines_that_are_refused_leave_torch_in_place(upgraded: Upgraded, loade
     upgraded.finish(upgraded.submit(seed=1))
     upgraded.look()
     upgraded.build.ready = True
-    assert upgraded.look() == [] and upgraded.value("darkroom_engine_fallbacks_total", reason="rejected") == 3
+    assert upgraded.look() == [] and upgraded.value("darkroom_engine_fallbacks_total", reason="rejected") == len(
+        NETWORKS
+    )
     job = upgraded.submit(seed=2)
     upgraded.finish(job)
     assert upgraded.contents(job) == alone(loaded, make_request(seed=2))
     assert len(upgraded.build.asked) == 1, "it is not tried again"
     upgraded.look()
-    assert upgraded.value("darkroom_engine_fallbacks_total", reason="rejected") == 3
+    assert upgraded.value("darkroom_engine_fallbacks_total", reason="rejected") == len(NETWORKS)
 
 
 def build_at_once(maker: Maker, names: Sequence[str], samples: Samples) -> Build:
@@ -367,19 +372,19 @@ def test_8_bits_that_a_card_asks_for_serve_new_rows_under_numerics_of_their_own(
         jobs = [rig.submit(seed=1)]
         rig.finish(jobs[0])
         rig.look()
-        assert rig.value("darkroom_engines", state="engine") == 1, "the encoder's graph is there"
+        assert rig.value("darkroom_engines", state="engine") == len(NETWORKS) - 2, "the others' graphs are there"
         assert rig.value("darkroom_engines", state="building") == 2
         while rig.look() == []:  # until two rows were seen, each from its first step to its decoding
             jobs.append(rig.submit(seed=len(jobs) + 1))
             rig.finish(jobs[-1])
             assert len(jobs) < 8
-        assert rig.value("darkroom_engines", state="engine") == 3 and len(jobs) > 1
+        assert rig.value("darkroom_engines", state="engine") == len(NETWORKS) and len(jobs) > 1
         assert rig.value("darkroom_engine_fallbacks_total", reason="rejected") == 0
         after = rig.submit(seed=1)
         rig.finish(after)
         way = rig.residency.request("tiny-xl").result()
         keys = [json.loads((path.parent / KEY).read_text())["precision"] for path in rig.paths("tiny-xl").values()]
-        assert sorted(keys) == ["fp32", "int8 in fp32", "int8 in fp32"]
+        assert sorted(keys) == ["fp32"] * (len(NETWORKS) - 2) + ["int8 in fp32"] * 2
         before, *later = ({result.numerics_id for result in rig.get(job).results} for job in (*jobs, after))
         assert later == [*[before] * (len(jobs) - 1), {way.strict.id}] and before != {way.strict.id}
         assert rig.contents(after) == alone(way, rig.get(after).request), "a row's bytes are its own in 8 bits too"
@@ -547,7 +552,7 @@ def test_a_worker_that_hangs_in_an_engine_ends_and_the_next_one_serves_the_job(
         (tmp_path / "engines").symlink_to(sdxl_engines)
         settings = Settings(data=tmp_path, backend="onnxruntime", engines="cached", threads=1)
         life = engine_life(loaded.model.spec, settings, placement(settings))
-        assert life.states == {"unet": "rejected", "vae/decoder": "engine", "vae/encoder": "engine"}
+        assert life.states == {**dict.fromkeys(NETWORKS, "engine"), "unet": "rejected"}
         upgraded.finish(job)
         assert upgraded.get(job).state is JobState.COMPLETED
     finally:
@@ -650,7 +655,7 @@ def test_builds_are_made_one_at_a_time(tmp_path: Path, sdxl_folder: Path) -> Non
     builds: list[Build] = []
 
     def begin(*arguments: Any) -> Build:
-        builds.append(Build({"unet": Path("x"), "vae/decoder": Path("y"), "vae/encoder": Path("z")}))
+        builds.append(Build({name: Path("x") for name in [*NETWORKS, "image_encoder"]}))
         return builds[-1](*arguments)
 
     lives: list[EngineLife] = []

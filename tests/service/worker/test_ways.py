@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from engines.cache import EngineCache
-from engines.life import Built, EngineLife
+from engines.life import Built, EngineFailed, EngineLife
 from engines.maker import OnnxMaker
 from engines.prepare import find
+from engines.session import OnnxSession
+from models.families.text_to_image import prepare
 from service.settings import Settings
 from service.worker.loaded import LoadedModel, Role, RowShape
 from service.worker.opening import load_model
+from service.worker.parking import modules_of
 from tests.support.fixed import FixedMaker
 
 pytestmark = pytest.mark.timeout(600)  # the first of these tests exports: 20 s of one core, of a busy one minutes
@@ -34,6 +38,44 @@ def opened(
 def test_engines_of_free_shapes_have_one_way(loaded: LoadedModel, sdxl_engines: Path) -> None:
     model = opened(loaded, sdxl_engines, OnnxMaker)
     assert model.otherwise == () and model.takes(RowShape((4, 3, 99), 1000, 99)) and model.strict == model.fast
+
+
+@pytest.mark.parametrize("names", [["text_encoder", "text_encoder_2"], ["text_encoder_2"], ["vae/encoder"]])
+def test_towers_on_engines_say_what_they_say_on_torch(
+    loaded: LoadedModel, sdxl_engines: Path, names: list[str]
+) -> None:
+    model = opened(loaded, sdxl_engines, OnnxMaker, names)
+    expected = prepare(loaded.model, "a (red:1.3) cat", "", True, 32, 32)
+    found = prepare(model.model, "a (red:1.3) cat", "", True, 32, 32)
+    other = prepare(loaded.model, "a dog", "", True, 32, 32)
+    for role in expected:
+        pair = ((given[role].context, given[role].vector) for given in (found, other))
+        (context, vector), (context_of_other, _) = pair
+        torch.testing.assert_close(context, expected[role].context, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(vector, expected[role].vector, atol=1e-5, rtol=1e-4)
+        assert role == "negative" or (context_of_other - context).abs().max() > 1e-2
+    conditioner = model.networks["conditioner"]
+    on_torch = len(modules_of(conditioner.get()))
+    assert on_torch == 2 - len({*names} & {"text_encoder", "text_encoder_2"})
+    assert (conditioner.identity == loaded.networks["conditioner"].identity) is (on_torch == 2)
+    assert torch.equal(found["positive"].context, expected["positive"].context) is (on_torch == 2)
+
+
+def test_a_tower_that_fails_is_dropped(
+    loaded: LoadedModel, sdxl_engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, maker = loaded.model.spec, OnnxMaker(loaded.model.spec.folder, EngineCache(sdxl_engines), 1)
+    paths = find(spec.folder, maker.cache)
+    life = EngineLife({name: Built(path) for name, path in paths.items()}, maker=maker)
+    model = load_model(spec, Settings(backend="onnxruntime", threads=1), engines=life)
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxSession, "__call__", lambda *_: torch.full((1, 1), torch.nan))
+        with pytest.raises(EngineFailed, match="text_encoder holds what is no number"):
+            prepare(model.model, "a red cat", "", True, 32, 32)
+    assert life.states["text_encoder"] == "dropped" and life.states["unet"] == "engine"
+    again = load_model(spec, Settings(backend="onnxruntime", threads=1), engines=life)
+    assert len(modules_of(again.networks["conditioner"].get())) == 1
+    assert prepare(again.model, "a red cat", "", True, 32, 32)["positive"].context.isfinite().all()
 
 
 def test_engines_of_fixed_shapes_take_what_fits(loaded: LoadedModel, sdxl_engines: Path) -> None:
