@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ class Stage:
     recipe: Recipe
     log_sigma: tuple[float, float]
     change_weight: float = 0.0
+    begins: tuple[int, ...] = ()
+    """Numbers of the stages whose mean it begins with; of none: the one before."""
 
 
 STAGES = (
@@ -86,6 +89,9 @@ STAGES = (
     Stage(Recipe(steps=4_000, peak_lr=6e-4, final_lr=1e-5, warmup=200, decay=0.8, seed=1), (0.2, 1.5), 0.5),
     Stage(Recipe(steps=3_000, peak_lr=4e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=2), (-0.3, 1.3), 3.0),
     Stage(Recipe(steps=1_800, peak_lr=3e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=3), (-0.8, 1.2), 5.0),
+    Stage(
+        Recipe(steps=1_000, peak_lr=2e-4, final_lr=1e-5, warmup=50, decay=0.9, seed=4), (-0.8, 1.2), 5.0, begins=(2, 4)
+    ),
 )
 """Motion first, then what is seen closely, then that what stands still does so."""
 AVERAGED = (2, 4)
@@ -141,11 +147,11 @@ def train_video(
 
 @torch.no_grad()
 def average(trained: Sequence[VideoNetworks]) -> VideoNetworks:
-    """The mean of their weights, in the first one's place."""
-    first, *others = trained
-    for weight, *further in zip(first.parameters(), *(one.parameters() for one in others), strict=True):
-        weight.add_(torch.stack(further).sum(dim=0)).div_(len(trained))
-    return first
+    """Networks with the mean of their weights."""
+    mean = copy.deepcopy(trained[0])
+    for weight, *all_of_it in zip(mean.parameters(), *(one.parameters() for one in trained), strict=True):
+        weight.copy_(torch.stack(all_of_it).mean(dim=0))
+    return mean
 
 
 def network_input(noisy: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def build(
     backend: Annotated[Backend, typer.Option(help="What is to run them.")] = "onnxruntime",
     precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = "fp32",
     network: Annotated[
-        list[str] | None, typer.Option(help="Such as unet or vae/decoder; none: denoiser and autoencoder.")
+        list[str] | None, typer.Option(help="Such as unet or vae/decoder; none: all that are served so.")
     ] = None,
     lanes: Annotated[list[int] | None, typer.Option(help="Batch sizes of a TensorRT plan, one or two.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="WxH of a TensorRT plan; none: the model's native size.")] = None,
@@ -77,7 +77,7 @@ def build(
         specs = _models(settings, model)
         make = _maker(settings, precision, backend, tuple(lanes or [2]), size, tuple(architecture or ()), streaming)
         for spec in specs:
-            for one in _chosen(spec, network):
+            for one in _chosen(spec, network, backend):
                 path = make(one, spec)
                 allow(path.parent)  # who builds it by hand wants it, whatever was found against it
                 typer.echo(f"{spec.name} {one.name}: {path}")
@@ -218,15 +218,19 @@ def _models(settings: Settings, name: str | None) -> list[ModelSpec]:
     return [specs[name]]
 
 
-def _chosen(spec: ModelSpec, names: Sequence[str] | None) -> list[Network]:
-    """Those of these names; else all but the text and vision towers, which run on torch."""
-    from engines.networks import networks_of
+def _chosen(spec: ModelSpec, names: Sequence[str] | None, backend: Backend) -> list[Network]:
+    """Those of these names; else all that are served by this back end. With TensorRT text and vision towers run on
+    torch."""
+    from engines.networks import networks_of, runs_as_engine
 
     networks = networks_of(spec.folder)
     unknown = [name for name in names or () if name not in networks]
     if unknown:
         raise ValueError(f"network {unknown[0]!r} is not in {spec.name}, which has {', '.join(networks)}")
-    return [one for one in networks.values() if (one.name in names if names else not one.is_tower)]
+    if names:
+        return [one for one in networks.values() if one.name in names]
+    beside = "tensorrt" not in backend
+    return [one for one in networks.values() if runs_as_engine(one) and (beside or not one.is_tower)]
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -16,8 +16,11 @@ from engines.openvino_session import BLOB_FILE
 from engines.plan import PlanReport
 from engines.quality import Quality
 from engines.refused import Refusal, refusal_of, refuse
+from models.spec.model import ModelSpec
 from service.cli import app
+from service.commands.engines import Backend, _chosen
 from tests.support.openvino import needs_openvino
+from tests.support.tiny_towers import write_tiny_sd3
 
 KEY = EngineKey("unet", "ab", "fp32", "onnx-20", "torch-2.13.0", "cd")
 
@@ -64,9 +67,24 @@ def test_build_takes_a_folder_and_finds_what_is_there(sdxl_folder: Path, sdxl_en
     done = run("build", sdxl_folder, "--data", tmp_path)
     lines = done.output.splitlines()
     assert done.exit_code == 0 and [line.split(":")[0] for line in lines] == [
-        "tiny-xl unet", "tiny-xl vae/decoder", "tiny-xl vae/encoder"
+        "tiny-xl unet", "tiny-xl vae/decoder", "tiny-xl vae/encoder", "tiny-xl text_encoder", "tiny-xl text_encoder_2"
     ]  # fmt: skip
     assert all(Path(line.split(": ")[1]).exists() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("backend", "names", "chosen"),
+    [
+        ("openvino", None, ["transformer", "vae/decoder", "vae/encoder", "text_encoder", "text_encoder_2"]),
+        ("tensorrt-rtx", None, ["transformer", "vae/decoder", "vae/encoder"]),
+        ("tensorrt", ["text_encoder_3"], ["text_encoder_3"]),
+    ],
+)
+def test_what_is_built_unless_it_is_named(
+    backend: Backend, names: list[str] | None, chosen: list[str], tmp_path: Path
+) -> None:
+    write_tiny_sd3(tmp_path)
+    assert [network.name for network in _chosen(ModelSpec.read(tmp_path), names, backend)] == chosen
 
 
 @pytest.mark.timeout(600)

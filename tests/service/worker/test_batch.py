@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from service.jobs.job import Adapter, Priority
 from service.worker.batch import (
+    CHEAP,
     CLASS_WEIGHT,
     CRITICAL_WEIGHT,
+    PRESSING,
     Batch,
     BatchKey,
     Costs,
@@ -161,6 +163,29 @@ def test_a_deadline_leads_while_it_is_at_stake() -> None:
         assert chosen is not None and chosen.rows == leads
 
 
+@pytest.mark.parametrize(
+    ("left", "fixed_s", "rows"),
+    [(16, 0.05, (1, 0)), (17, 0.05, (1,)), (17, 0.4, (1, 0)), (1, 0.05, (1, 0))],
+    ids=["not much longer", "longer by far", "costs little", "as short"],
+)
+def test_long_work_does_not_hold_up_short_work(left: int, fixed_s: float, rows: tuple[int, ...]) -> None:
+    key = make_key()
+    long, short = (make_item(row, key, 2, evaluations) for row, evaluations in enumerate((left, 4)))
+    waited = replace(short, arrived_at=-10.0)
+    chosen = next_batch([long, waited], Linear(fixed_s), Limits(), 0.0)
+    assert chosen is not None and chosen.rows == rows
+    chosen = next_batch([replace(long, arrived_at=-1000.0), short], Linear(fixed_s), Limits(), 0.0)
+    assert chosen is not None and chosen.rows == (0, 1), "short work goes along wherever it fits"
+
+
+def test_a_class_that_can_wait_does_not_hold_up_one_that_cannot() -> None:
+    key = make_key()
+    for other, rows in ((Priority.STANDARD, (0, 1)), (Priority.BATCH, (0,))):
+        items = [make_item(0, key, priority=Priority.INTERACTIVE), make_item(1, key, priority=other)]
+        chosen = next_batch(items, Linear(0.05), Limits(), 0.0)
+        assert chosen is not None and chosen.rows == rows
+
+
 @given(ITEMS, LIMITS, st.floats(0, 1000))
 def test_bounds_hold_for_every_mix(items: list[Item], limits: Limits, now: float) -> None:
     costs = Linear()
@@ -180,11 +205,19 @@ def test_bounds_hold_for_every_mix(items: list[Item], limits: Limits, now: float
     if len(chosen) > 1:
         assert batch.lanes <= batch.key.max_lanes
         assert costs.seconds(batch.key, batch.lanes) <= limits.max_seconds
-    # Nobody who would still fit is left behind.
+
+    def pressing(item: Item) -> float:
+        left_s = item.evaluations * costs.seconds(item.key, item.lanes)
+        return weight(item, left_s, limits, now) / left_s
+
+    # Nobody who would still fit is left behind, but who presses little and would cost much.
     for item in items:
         if item.key == batch.key and item.row not in batch.rows:
             lanes = batch.lanes + item.lanes
-            assert lanes > batch.key.max_lanes or costs.seconds(batch.key, lanes) > limits.max_seconds
+            fits = lanes <= batch.key.max_lanes and costs.seconds(batch.key, lanes) <= limits.max_seconds
+            more_s = costs.seconds(batch.key, lanes) - costs.seconds(batch.key, batch.lanes)
+            dear = more_s > CHEAP * costs.seconds(item.key, item.lanes) * (1 - 1e-9)
+            assert not fits or (dear and pressing(chosen[0]) > PRESSING * pressing(item))
 
 
 @given(ITEMS, LIMITS, st.floats(0, 1000), st.randoms(use_true_random=False))
