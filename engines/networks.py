@@ -153,10 +153,9 @@ def _towers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
 
 def runs_as_engine(network: Network, adapters: AdapterSet | None = None) -> bool:
     """Whether it is served as an engine where engines are of free shapes: not T5, which is held in half precision or 8
-    bits, and no tower whose weights the adapters change, since the set is in those of the denoiser alone."""
-    if network.name == T5:
-        return False
-    return not (network.is_tower and adapters is not None and network.name in adapters.parts)
+    bits, and no tower where adapters change one, since they are put into the weights of the denoiser alone."""
+    changed = frozenset() if adapters is None else adapters.parts - {DENOISER}
+    return network.name != T5 and not (network.is_tower and changed)
 
 
 def bucket(network: Network, spec: ModelSpec, lanes: int, width: int, height: int) -> dict[str, int]:

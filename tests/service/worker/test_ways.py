@@ -13,6 +13,8 @@ from engines.life import Built, EngineFailed, EngineLife
 from engines.maker import OnnxMaker
 from engines.prepare import find
 from engines.session import OnnxSession
+from models.adapters.file import DENOISER
+from models.adapters.whole import AdapterSet
 from models.families.text_to_image import prepare
 from service.settings import Settings
 from service.worker.loaded import LoadedModel, Role, RowShape
@@ -76,6 +78,22 @@ def test_a_tower_that_fails_is_dropped(
     again = load_model(spec, Settings(backend="onnxruntime", threads=1), engines=life)
     assert len(modules_of(again.networks["conditioner"].get())) == 1
     assert prepare(again.model, "a red cat", "", True, 32, 32)["positive"].context.isfinite().all()
+
+
+def test_towers_that_adapters_change_stay_on_torch(loaded: LoadedModel, sdxl_engines: Path) -> None:
+    spec, cache = loaded.model.spec, EngineCache(sdxl_engines)
+
+    def conditioner(*parts: str) -> str:
+        adapters = AdapterSet((), "0123456789abcdef", frozenset(parts)) if parts else None
+        maker = OnnxMaker(spec.folder, cache, 1, adapters=adapters)
+        paths = {name: path for name in maker.networks() if (path := maker.find(name)) is not None}
+        life = EngineLife({name: Built(path) for name, path in paths.items()}, maker=maker)
+        settings = Settings(backend="onnxruntime", threads=1)
+        return load_model(spec, settings, engines=life, adapters=adapters).networks["conditioner"].identity
+
+    on_torch = loaded.networks["conditioner"].identity
+    assert conditioner() == conditioner(DENOISER) != on_torch, "shared by the plain model and the set"
+    assert conditioner(DENOISER, "text_encoder") == conditioner("text_encoder") == f"{on_torch}+0123456789abcdef"
 
 
 def test_engines_of_fixed_shapes_take_what_fits(loaded: LoadedModel, sdxl_engines: Path) -> None:
