@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def train_emoji_svd(work: Path, image_model: Path, out: Path, profile: Profile =
         stages = [new_networks()]
         for number, stage in enumerate(STAGES, 1):
             stage, checkpoint = replace(stage, recipe=profile.recipe(stage.recipe)), work / f"video-{number}.pt"
-            begun = average([stages[n] for n in stage.begins or (number - 1,)]).requires_grad_(True)
+            begun = copy.deepcopy(stages[-1]).requires_grad_(True)
             stages.append(train_video(clips, begun, checkpoint, stage, profile.batch * video.BATCH))
     export(average([stages[number] for number in AVERAGED]), vae, out)
 

@@ -80,8 +80,6 @@ class Stage:
     recipe: Recipe
     log_sigma: tuple[float, float]
     change_weight: float = 0.0
-    begins: tuple[int, ...] = ()
-    """Numbers of the stages whose mean it begins with; of none: the one before."""
 
 
 STAGES = (
@@ -89,9 +87,6 @@ STAGES = (
     Stage(Recipe(steps=4_000, peak_lr=6e-4, final_lr=1e-5, warmup=200, decay=0.8, seed=1), (0.2, 1.5), 0.5),
     Stage(Recipe(steps=3_000, peak_lr=4e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=2), (-0.3, 1.3), 3.0),
     Stage(Recipe(steps=1_800, peak_lr=3e-4, final_lr=1e-5, warmup=100, decay=0.9, seed=3), (-0.8, 1.2), 5.0),
-    Stage(
-        Recipe(steps=1_000, peak_lr=2e-4, final_lr=1e-5, warmup=50, decay=0.9, seed=4), (-0.8, 1.2), 5.0, begins=(2, 4)
-    ),
 )
 """Motion first, then what is seen closely, then that what stands still does so."""
 AVERAGED = (2, 4)
