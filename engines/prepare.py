@@ -89,7 +89,10 @@ def build(model_folder: Path, cache: EngineCache, precision: Precision = "fp32")
     Returns:
         The ONNX file of each, by the network's name.
     """
-    return {network.name: build_graph(network, cache, precision) for network in _served(model_folder)}
+    networks = _served(model_folder)
+    for network in networks:
+        graph_key(network, precision)  # finds a file that is missing before half a minute of exports
+    return {network.name: build_graph(network, cache, precision) for network in networks}
 
 
 def find(model_folder: Path, cache: EngineCache) -> dict[str, Path]:

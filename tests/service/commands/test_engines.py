@@ -92,7 +92,7 @@ def test_build_in_8_bits_where_the_card_asks_for_them(
     sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.commands.engines.PROMPTS", ("a cat",))
-    (tmp_path / "engines").symlink_to(sdxl_engines)
+    shutil.copytree(sdxl_engines, tmp_path / "engines")  # others look for what is not in theirs
     shutil.copytree(sdxl_folder, folder := tmp_path / "tiny-eight")
     (folder / "darkroom.json").write_text(json.dumps({"steps": 2, "eight_bits": {"vae": "int8"}}))
     given = ("build", folder, "--data", tmp_path, "--network", "vae/decoder")
