@@ -92,7 +92,13 @@ def test_a_warm_start_does_not_import_the_exporter(sdxl_folder: Path, cache: Eng
     assert subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("write", by_rotation([write_tiny_svd, write_tiny_sd, write_tiny_sd3, write_tiny_ldm_upscaler]))
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(write_tiny_svd, marks=pytest.mark.slow),  # a minute: its layers are in space and time
+        *by_rotation([write_tiny_sd, write_tiny_sd3, write_tiny_ldm_upscaler]),
+    ],
+)
 def test_every_system_is_prepared(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / "model")
     networks = networks_of(tmp_path / "model")
