@@ -27,7 +27,6 @@ from models.tiling import TILE
 from service.worker.lazy import LazyDenoisers, LazyNetwork
 from service.worker.loaded import Role, RowShape, takes_all
 from service.worker.numerics import MAX_LANES, Numerics, network_id, numerics_id
-from service.worker.parking import modules_of
 
 T = TypeVar("T")
 
@@ -112,7 +111,8 @@ class _Way:
         )  # fmt: skip
 
     def _conditioner(self, load: Callable[[TowerOf], Any]) -> LazyNetwork[Any]:
-        """Its towers on those engines that there are. It takes as much memory as on torch, or little more."""
+        """Its towers on those engines that there are. It takes as much memory as on torch, or little more, and like any
+        engine it is not parked."""
         whole, towers = self.on_torch.networks["conditioner"], [name for name in self.paths if _is_tower(name)]
         if not towers and not any(map(_is_tower, self.life.states)):
             return whole
@@ -124,7 +124,7 @@ class _Way:
                 return self.life.guarded(name, self._session(name))
             return self.life.recorded(name, on_torch())
 
-        return LazyNetwork(identity, whole.size_bytes, partial(load, tower_of), modules=modules_of)
+        return LazyNetwork(identity, whole.size_bytes, partial(load, tower_of))
 
     def _served(
         self, networks: dict[Role, LazyNetwork[Any]], role: Role, name: str, by_torch: Callable[[Tensor], Tensor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +63,15 @@ def test_towers_on_engines_say_what_they_say_on_torch(
     assert on_torch == 2 - len({*names} & {"text_encoder", "text_encoder_2"})
     assert (conditioner.identity == loaded.networks["conditioner"].identity) is (on_torch == 2)
     assert torch.equal(found["positive"].context, expected["positive"].context) is (on_torch == 2)
+
+
+def test_towers_on_engines_leave_the_memory(loaded: LoadedModel, sdxl_engines: Path) -> None:
+    conditioner = opened(loaded, sdxl_engines, OnnxMaker, ["text_encoder"]).networks["conditioner"]
+    there = weakref.ref(conditioner.get())
+    conditioner.leave()
+    gc.collect()
+    assert there() is None and conditioner.parked_bytes == 0, "an engine has nothing that could be parked"
+    assert conditioner.get() is not None
 
 
 def test_a_tower_that_fails_is_dropped(
