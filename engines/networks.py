@@ -67,8 +67,8 @@ class Network:
 
     @property
     def is_tower(self) -> bool:
-        """Whether it reads text or pictures for the conditioning, as networks of transformers do."""
-        return "encoder" in self.folder.name
+        """As :func:`is_tower`."""
+        return is_tower(self.name)
 
     def precision(self, asked: Precision) -> Precision:
         """What it runs in where ``asked`` is asked for: fp32 in place of an fp16 that would overflow."""
@@ -149,6 +149,11 @@ def _towers(folder: Path, spec: ModelSpec) -> Iterator[Network]:
             yield Network(text.name, text, clip_text_signature(text, tokenizer, projected), load)
     if (text := folder / "text_encoder_3").is_dir():
         yield Network(text.name, text, t5_signature(text), partial(_load_t5, text), overflows_in_fp16=True)
+
+
+def is_tower(name: str) -> bool:
+    """Whether a network of this name reads text or pictures for the conditioning, as networks of transformers do."""
+    return name.startswith(("text_encoder", "image_encoder"))
 
 
 def runs_as_engine(network: Network, adapters: AdapterSet | None = None) -> bool:

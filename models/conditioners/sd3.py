@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -128,7 +129,8 @@ class SD3Conditioner:
         width = int(read_json(folder / "transformer" / "config.json")["joint_attention_dim"])
         if (clip := sum(_width(folder / name) for name in CLIP_TOWERS)) > width:
             raise ValueError(f"transformer joint_attention_dim={width}, expected at least the CLIP towers' {clip}")
-        first, second = (load_tower(folder, name, True, True, dtype, device, tower_of) for name in CLIP_TOWERS)
+        load = partial(load_tower, projected=True, penultimate=True, dtype=dtype, device=device, tower_of=tower_of)
+        first, second = (load(folder, name) for name in CLIP_TOWERS)
         third = T5Tower.load(folder, t5_dtype, device, eight_bit_t5) if has_t5 and use == "encode" else None
         return cls((first, second), third, width, use)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,9 +57,9 @@ class SDXLConditioner:
             ValueError: the UNet takes a vector of another length.
         """
         _check_vector(unet, folder, SIZES)
-        first = load_tower(folder, "text_encoder", False, True, dtype, device, tower_of)
-        second = load_tower(folder, "text_encoder_2", True, True, dtype, device, tower_of)
-        return cls((first, second), unet.time_id_dim, zeros_for_empty)
+        load = partial(load_tower, folder, penultimate=True, dtype=dtype, device=device, tower_of=tower_of)
+        towers = load("text_encoder", projected=False), load("text_encoder_2", projected=True)
+        return cls(towers, unet.time_id_dim, zeros_for_empty)
 
     @property
     def networks(self) -> tuple[ClipText, ...]:
@@ -133,7 +134,8 @@ class SDXLRefinerConditioner:
             ValueError: the UNet takes a vector of another length.
         """
         _check_vector(unet, folder, REFINER_SIZES)
-        return cls(load_tower(folder, "text_encoder_2", True, True, dtype, device, tower_of), unet.time_id_dim)
+        load = partial(load_tower, projected=True, penultimate=True, dtype=dtype, device=device, tower_of=tower_of)
+        return cls(load(folder, "text_encoder_2"), unet.time_id_dim)
 
     @property
     def networks(self) -> tuple[ClipText, ...]:

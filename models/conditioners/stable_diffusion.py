@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ class StableDiffusionConditioner:
         tower_of: TowerOf = on_torch,
     ) -> StableDiffusionConditioner:
         """Read ``text_encoder`` and ``tokenizer`` of a diffusers folder."""
-        return cls(load_tower(folder, "text_encoder", False, False, dtype, device, tower_of))
+        load = partial(load_tower, projected=False, penultimate=False, dtype=dtype, device=device, tower_of=tower_of)
+        return cls(load(folder, "text_encoder"))
 
     @property
     def networks(self) -> tuple[ClipText, ...]:

@@ -25,7 +25,7 @@ CHEAP = 0.5
 """A row in a pass is cheap when it lengthens the pass by less than this part of what it takes alone."""
 PRESSING = 4.0
 """A pass is kept free of rows, unless they are cheap, than which one in it presses so many times more: four steps that
-share every pass with forty take as long as eight, and the forty gain little."""
+share every pass with forty take nearly as long as eight, and the forty gain little."""
 
 
 class Stage(StrEnum):

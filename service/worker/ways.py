@@ -20,6 +20,7 @@ from engines.buckets import Buckets
 from engines.call import Output, Session
 from engines.life import EngineLife
 from engines.maker import Maker
+from engines.networks import is_tower
 from models.conditioners.condition import TowerOf
 from models.families.row import Denoiser
 from models.families.text_to_image import Decoder
@@ -113,8 +114,8 @@ class _Way:
     def _conditioner(self, load: Callable[[TowerOf], Any]) -> LazyNetwork[Any]:
         """Its towers on those engines that there are. It takes as much memory as on torch, or little more, and like any
         engine it is not parked."""
-        whole, towers = self.on_torch.networks["conditioner"], [name for name in self.paths if _is_tower(name)]
-        if not towers and not any(map(_is_tower, self.life.states)):
+        whole, towers = self.on_torch.networks["conditioner"], [name for name in self.paths if is_tower(name)]
+        if not towers and not any(map(is_tower, self.life.states)):
             return whole
         bytes_of = " ".join([whole.identity, *(self.maker.numerics(self.paths[name]) for name in towers)])
         identity = network_id("conditioner", bytes_of, self.maker.name) if towers else whole.identity
@@ -180,11 +181,6 @@ class _Way:
             return strict, strict
         fast_id, most = numerics_id({**parts, "invariance": "fast"}), MAX_LANES if lanes is None else lanes
         return strict, Numerics(fast_id, 0, most, lone_decode=DECODER in self.buckets)
-
-
-def _is_tower(name: str) -> bool:
-    """Whether a network of this name reads text or pictures for the conditioning."""
-    return "/" not in name and "encoder" in name
 
 
 def _call(network: LazyNetwork[Any], given: Tensor) -> Output:
