@@ -6,14 +6,20 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 from typing import Protocol
 
 from service.jobs.job import Adapter, Priority
 from service.worker.memory import Memory
 
 CLASS_WEIGHT = {Priority.INTERACTIVE: 16.0, Priority.STANDARD: 4.0, Priority.BATCH: 1.0}
-"""By how much the response ratio of a class counts. Bounded, so that no class can starve another: a batch item leads a
-fresh interactive one as soon as it has waited 15 times its own work."""
+"""By how much the rank of a class counts. Bounded, so that no class can starve another: however short fresh interactive
+work is, a batch item leads it once it has waited 128 times its own work, the weights' ratio times the head start."""
+HEAD_START = 2.0
+"""What waits is ranked as if it had waited before, for so many times the mean of the work that is left: without that,
+short work would queue behind long work until it has waited for its own length."""
+MAX_HEAD_START = 8.0
+"""And for at most so many times its own work: else the shortest would nearly always be first."""
 CRITICAL_WEIGHT = 64.0
 """What counts in place of the class while a deadline is at stake. Bounded as well: were it a strict precedence, a
 stream of deadlines would starve everything else."""
@@ -120,10 +126,11 @@ def next_batch(
 ) -> Batch | None:
     """Choose what runs next; None when nothing waits, or everything waits for a load that is under way.
 
-    The item of the highest weighted response ratio leads, weight * (waited + work left) / work left (Brinch Hansen
-    1971); the items of its key follow in the same order while the batch stays within the limits. Short work overtakes
-    long work, and long work cannot starve: its ratio grows for as long as it waits, and weights are bounded. What
-    presses less than the leader by far, weight / work left, stays out of its pass unless it costs little there.
+    The item of the highest rank leads, weight * (head start + waited) / work left: the response ratio of Brinch Hansen
+    (1971), but with a head start of about the same length for all in place of each one's own work. The items of its key
+    follow in the same order while the batch stays within the limits. Short work overtakes long work, and long work
+    cannot starve: its rank grows for as long as it waits, and the head start of short work and weights are bounded.
+    What presses less than the leader by far, weight / work left, stays out of its pass unless it costs little there.
 
     Work whose networks are not in memory becomes a load. Loads run beside the loop, one at a time, and at once when
     nothing that has work must leave for them. Else the load waits for its turn to lead, for the tenure of what has to
@@ -157,9 +164,10 @@ def next_batch(
     return None
 
 
-def response_ratio(waited_s: float, left_s: float) -> float:
-    """(waited + work left) / work left, at least 1."""
-    return 1.0 + max(0.0, waited_s) / left_s
+def rank(weight: float, waited_s: float, left_s: float, mean_left_s: float) -> float:
+    """weight * (head start + waited) / work left: who leads."""
+    head_start_s = min(HEAD_START * mean_left_s, MAX_HEAD_START * left_s)
+    return weight * (head_start_s + max(0.0, waited_s)) / left_s
 
 
 def weight(item: Item, left_s: float, limits: Limits, now: float) -> float:
@@ -185,13 +193,15 @@ class _Queue:
         other for ever."""
         # A load serves all rows that wait for the same networks, and each bears its share of it.
         shares = {wanted: memory.load_s(wanted) / count for wanted, count in waiting.items()}
+        left = {item.row: self._alone_s(item) + shares[self.wanted(item)] for item in items}
+        mean_left_s = fmean(left.values())
 
-        def rank(item: Item) -> tuple[float, float, int]:
-            left_s = self._alone_s(item) + shares[self.wanted(item)]
-            ratio = response_ratio(now - item.arrived_at, left_s)
-            return -weight(item, left_s, limits, now) * ratio, item.arrived_at, item.row
+        def order(item: Item) -> tuple[float, float, int]:
+            left_s = left[item.row]
+            ranked = rank(weight(item, left_s, limits, now), now - item.arrived_at, left_s, mean_left_s)
+            return -ranked, item.arrived_at, item.row
 
-        self.ranked = sorted(items, key=rank)
+        self.ranked = sorted(items, key=order)
 
     def wanted(self, item: Item) -> frozenset[str]:
         """The networks that have to be in memory before the item runs: all that its row will use, where these have

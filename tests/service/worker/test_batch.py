@@ -16,6 +16,8 @@ from service.worker.batch import (
     CHEAP,
     CLASS_WEIGHT,
     CRITICAL_WEIGHT,
+    HEAD_START,
+    MAX_HEAD_START,
     PRESSING,
     Batch,
     BatchKey,
@@ -24,7 +26,7 @@ from service.worker.batch import (
     Limits,
     Stage,
     next_batch,
-    response_ratio,
+    rank,
     weight,
 )
 from service.worker.memory import TENURE, Home, Memory
@@ -124,26 +126,30 @@ def test_short_work_overtakes_long_work_and_long_work_comes_back() -> None:
     long, short = make_item(0, make_key("u"), evaluations=100), make_item(1, make_key("v"), evaluations=1)
     batch = next_batch([long, short], Linear(), Limits(), 1.0)
     assert batch is not None and batch.rows == (1,)
-    newcomer = replace(short, arrived_at=99.9)
-    batch = next_batch([long, newcomer], Linear(), Limits(), 100.0)
-    assert batch is not None and batch.rows == (0,)
+    for now, leads in ((200.0, 1), (220.0, 0)):  # (a head start of 30.3 s + waited) / 30 s of work reaches 8
+        newcomer = replace(short, arrived_at=now)
+        batch = next_batch([long, newcomer], Linear(), Limits(), now)
+        assert batch is not None and batch.rows == (leads,)
 
 
-def test_equal_ratios_are_served_in_the_order_of_arrival_and_then_of_rows() -> None:
+def test_equal_ranks_are_served_in_the_order_of_arrival_and_then_of_rows() -> None:
     items = [make_item(row, make_key(max_lanes=2), arrived_at=at) for row, at in [(0, 5.0), (1, 4.0), (2, 4.0)]]
     batch = next_batch(items, Linear(), Limits(), 3.0)  # a clock that was set back: nobody has waited
     assert batch is not None and batch.rows == (1,)
 
 
-def test_response_ratio() -> None:
-    assert response_ratio(0.0, 1.0) == 1.0
-    assert response_ratio(2.0, 1.0) == pytest.approx(3.0)
-    assert response_ratio(-10.0, 1.0) == 1.0, "a clock that was set back"
+def test_rank() -> None:
+    assert rank(1.0, 0.0, 1.0, 1.0) == HEAD_START
+    assert rank(1.0, 2.0, 1.0, 1.0) == HEAD_START + 2.0
+    assert rank(4.0, 2.0, 1.0, 1.0) == 4.0 * (HEAD_START + 2.0)
+    assert rank(1.0, 0.0, 10.0, 1.0) == HEAD_START / 10.0, "long work has the head start of all"
+    assert rank(1.0, 0.0, 0.001, 1.0) == MAX_HEAD_START, "that of short work is bounded"
+    assert rank(1.0, -10.0, 1.0, 1.0) == HEAD_START, "a clock that was set back"
 
 
 def test_an_urgent_class_leads_until_the_other_has_waited_long_for_its_work() -> None:
     batch_job = make_item(0, make_key("u"), lanes=1, evaluations=1, priority=Priority.BATCH)  # 0.2 s of work
-    for waited_s, leads in ((2.9, 1), (3.1, 0)):  # 1 + 15 = 16 times
+    for waited_s, leads in ((5.9, 1), (6.1, 0)):  # 15 times the head start
         fresh = make_item(1, make_key("v"), 1, 1, arrived_at=waited_s, priority=Priority.INTERACTIVE)
         chosen = next_batch([batch_job, fresh], Linear(), Limits(), waited_s)
         assert chosen is not None and chosen.rows == (leads,)
@@ -252,12 +258,12 @@ class Mix:
     limits: Limits
 
     def bound_s(self, costs: Costs) -> float:
-        """Seconds within which weighted response ratios finish the watched item.
+        """Seconds within which ranks finish the watched item.
 
-        With weights w of the watched item and at most W of the others, least and largest work left s and L: who came
-        after b(t) = t - s (w / W (1 + (t - a) / L) - 1) has waited too short to pass, at time t, the one watched since
-        a. So whoever leads from b(t) to t was there at b(t), and each of these N leads for at most E passes of at most
-        P seconds: t - b(t) <= N E P. A step may be a pass for each of its lanes.
+        With weights w of the watched item and at most W of the others, least and largest work left s and L, and H the
+        most of a head start: who came after b(t) = t - s (w / W (t - a) / L - H) has waited too short to pass, at time
+        t, the one watched since a. So whoever leads from b(t) to t was there at b(t), and each of these N leads for at
+        most E passes of at most P seconds: t - b(t) <= N E P. A step may be a pass for each of its lanes.
         """
         kinds = (self.watched, *self.neighbours)
         alone = [costs.seconds(kind.key, kind.lanes) for kind in kinds]
@@ -266,7 +272,7 @@ class Mix:
         passes_s = len(kinds) * passes * max(self.limits.max_seconds, *alone)
         weights = [CLASS_WEIGHT[kind.priority] if kind.deadline_s is None else CRITICAL_WEIGHT for kind in kinds]
         shortest = min(costs.seconds(kind.key, 1) for kind in kinds)
-        return longest * (max(weights) / weights[0] * (passes_s / shortest + 1) - 1)
+        return longest * max(weights) / weights[0] * (passes_s / shortest + MAX_HEAD_START)
 
 
 def served_in_time(mix: Mix, policy: Policy, costs: Costs) -> bool:
@@ -297,7 +303,7 @@ def served_in_time(mix: Mix, policy: Policy, costs: Costs) -> bool:
 
 def shortest_first(items: Sequence[Item], costs: Costs, limits: Limits, now: float) -> Batch | None:
     """The control: the least work left leads, however long the others have waited."""
-    waited_alike = [replace(item, arrived_at=-1.0) for item in items]  # the ratio is 1 + 1 / work left
+    waited_alike = [replace(item, arrived_at=-1e6) for item in items]
     return next_batch(waited_alike, costs, limits, 0.0)
 
 
