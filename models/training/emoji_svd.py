@@ -22,12 +22,14 @@ from models.training.video import (
     AVERAGED,
     COLOUR_MEAN,
     COLOUR_STD,
+    MIX_SHIFT,
     SCHEDULER_CONFIG,
     STAGES,
     UNET_CONFIG,
     VideoNetworks,
     average,
     new_tower,
+    shift_mixers,
     train_video,
 )
 from models.unet import UNet
@@ -62,7 +64,9 @@ def train_emoji_svd(work: Path, image_model: Path, out: Path, profile: Profile =
             stage, checkpoint = replace(stage, recipe=profile.recipe(stage.recipe)), work / f"video-{number}.pt"
             begun = copy.deepcopy(stages[-1]).requires_grad_(True)
             stages.append(train_video(clips, begun, checkpoint, stage, profile.batch * video.BATCH))
-    export(average([stages[number] for number in AVERAGED]), vae, out)
+    networks = average([stages[number] for number in AVERAGED])
+    shift_mixers(networks.unet, MIX_SHIFT)
+    export(networks, vae, out)
 
 
 def new_networks() -> VideoNetworks:

@@ -18,6 +18,7 @@ from models.conditioners.video import VISION_SIZE, resize_antialiased
 from models.training.clips import FRAMES, Clips
 from models.training.loop import Recipe, train
 from models.unet import UNet
+from models.video_blocks import Mixer
 
 UNET_CONFIG = {
     "_class_name": "UNetSpatioTemporalConditionModel",
@@ -92,6 +93,9 @@ STAGES = (
 AVERAGED = (2, 4)
 """Numbers of the stages whose networks' weights are averaged to be the model's (Wortsman et al. 2022, "Model soups"):
 it flickers less than either."""
+MIX_SHIFT = 0.1
+"""Added to the logits of that mean's mixers, in favour of what a layer makes of each frame by itself: clips flicker 5 %
+less and move 8 % less. Chosen on drawings that the card does not use."""
 
 
 class VideoNetworks(nn.Module):
@@ -147,6 +151,15 @@ def average(trained: Sequence[VideoNetworks]) -> VideoNetworks:
     for weight, *all_of_it in zip(mean.parameters(), *(one.parameters() for one in trained), strict=True):
         weight.copy_(torch.stack(all_of_it).mean(dim=0))
     return mean
+
+
+@torch.no_grad()
+def shift_mixers(unet: UNet, shift: float) -> None:
+    """Move every mixture of a layer over each frame and one over all frames towards the first, in place, by ``shift``
+    of its logit."""
+    for layer in unet.modules():
+        if isinstance(layer, Mixer):
+            layer.mix_factor.add_(shift)
 
 
 def network_input(noisy: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def describe(model: ImageToVideoModel, folder: Path) -> dict[str, Any]:
         noise = {"log_sigma": " ± ".join(map(str, stage.log_sigma)), "change_weight": stage.change_weight}
         shared = {"batch": video.BATCH, "picture_dropout": video.DROPOUT}
         recipe[f"UNet and vision tower, stage {number}"] = asdict(stage.recipe) | noise | shared
-    recipe["weights"] = {"mean of stages": " and ".join(map(str, video.AVERAGED))}
+    recipe["weights"] = {"mean of stages": " and ".join(map(str, video.AVERAGED)), "mixers moved by": video.MIX_SHIFT}
     spec = model.spec
     return {
         "model": folder.resolve().name,

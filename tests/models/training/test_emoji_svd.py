@@ -109,9 +109,12 @@ def test_diffusers_makes_the_same_clip(folder: Path) -> None:
     assert np.abs(ours(Motion(bucket=10, noise_aug=1.0)) - theirs).max() > 2
 
 
-def test_the_weights_are_the_mean_of_stages(folder: Path) -> None:
+def test_the_weights_are_the_mean_of_stages_with_mixers_moved(folder: Path) -> None:
     stages = [torch.load(folder.parent / f"video-{n}.pt", weights_only=True)["average"] for n in video.AVERAGED]
     found = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     name = next(name for name in found if stages[0][f"unet.{name}"].ndim > 1)
     mean = sum(stage[f"unet.{name}"] for stage in stages) / len(stages)
     assert torch.equal(found[name], mean.half()) and not torch.equal(found[name], stages[-1][f"unet.{name}"].half())
+    mixer = next(name for name in found if name.endswith("mix_factor"))
+    mean = sum(stage[f"unet.{mixer}"] for stage in stages) / len(stages)
+    assert torch.equal(found[mixer], (mean + video.MIX_SHIFT).half())

@@ -27,11 +27,13 @@ from models.training.video import (
     average,
     network_input,
     new_tower,
+    shift_mixers,
     train_video,
     vector,
     vision_input,
 )
 from models.unet import UNet
+from models.video_blocks import Mixer
 
 TINY = {
     **UNET_CONFIG,
@@ -86,6 +88,19 @@ def test_the_average_is_in_the_middle(networks: VideoNetworks) -> None:
     before = [weight.detach().clone() for weight in networks.parameters()]
     mean = list(average([networks, *others]).parameters())
     assert all(torch.allclose(weight, was + 0.3, atol=1e-6) for weight, was in zip(mean, before, strict=True))
+
+
+def test_shifted_mixers_take_more_of_each_frame(networks: VideoNetworks) -> None:
+    unet = copy.deepcopy(networks.unet)
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    shift_mixers(unet, 0.25)
+    moved = {name for name, weight in unet.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in before if name.endswith("time_mixer.mix_factor")} and moved
+    assert all(torch.allclose(unet.state_dict()[name], before[name] + 0.25) for name in moved)
+    mixer, (frame, clip) = Mixer(), torch.randn(2, 3)
+    blended = mixer(frame, clip)
+    mixer.mix_factor.data.add_(0.25)
+    assert torch.all((mixer(frame, clip) - frame).abs() < (blended - frame).abs())
 
 
 def test_conditions_are_those_of_serving(networks: VideoNetworks) -> None:
