@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,18 +108,23 @@ class Chaos:
         self._load, self._order = random.Random(rng.random()), random.Random(rng.random())
 
     def run(self, count: int, faults: Faults, kinds: Sequence[str] = ()) -> None:
-        """Submit ``count`` jobs and let every fault of ``kinds``, or every one there is, happen once, in the order of
-        the seed."""
+        """Submit ``count`` jobs in as many parts as there are faults, and one more. Every fault of ``kinds``, or every
+        one there is, strikes once in the midst of a part, in the order of the seed."""
         order = list(kinds or faults.kinds)
         self._order.shuffle(order)
-        thread = threading.Thread(target=self._submit_all, args=(count,))
-        thread.start()
-        for i, kind in enumerate(order):
-            self._until_ended(count * (i + 1) // (len(order) + 2))
+        ends = [count * (i + 1) // (len(order) + 1) for i in range(len(order) + 1)]
+        for kind, (first, end) in zip(order, pairwise([0, *ends]), strict=False):
+            thread = threading.Thread(target=self._submit_all, args=(first, end))
+            thread.start()
+            strikes = self._order.randrange(first, end)
+            while len(self.log.bodies) <= strikes:
+                time.sleep(0.01)
             began = time.monotonic()
             faults.kinds[kind]()
             self.log.faults[kind] = round(time.monotonic() - began, 1)
-        thread.join()
+            thread.join()
+            self._until_ended(list(self.log.bodies)[first:])  # no job meets two faults
+        self._submit_all(*ends[-2:])
 
     def judge(self, expected: Sequence[list[str]]) -> Verdict:
         """Wait for all jobs, and look at what became of them."""
@@ -151,8 +157,8 @@ class Chaos:
             repeated=sum(job["attempts"] > 1 for job in known.values()),
         )
 
-    def _submit_all(self, count: int) -> None:
-        for i in range(count):
+    def _submit_all(self, first: int, end: int) -> None:
+        for i in range(first, end):
             body = self._load.choice(self.bodies)
             job_id = self._submit(body, f"chaos-{i}")
             self.log.bodies[job_id] = body
@@ -196,14 +202,11 @@ class Chaos:
         with closing(open_store(self._store)) as store:
             return counted - sum(job.state is JobState.COMPLETED for job in store.list(1_000_000))
 
-    def _until_ended(self, count: int) -> None:
-        """Wait until so many jobs have ended, so that no job is under way through three faults."""
+    def _until_ended(self, jobs: Sequence[str]) -> None:
         end = time.monotonic() + STUCK_S
-        while time.monotonic() < end:
-            jobs = (self._job(job_id) for job_id in tuple(self.log.bodies))
-            if sum(job is not None and job.get("finished_at") is not None for job in jobs) >= count:
-                return
-            time.sleep(0.5)
+        for job_id in jobs:
+            while time.monotonic() < end and (self._job(job_id) or {}).get("finished_at") is None:
+                time.sleep(0.1)
 
 
 def targets_of(verdict: Verdict) -> list[Target]:

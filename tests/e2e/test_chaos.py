@@ -24,4 +24,5 @@ def test_no_job_is_lost(tmp_path: Path, sdxl_folder: Path, sdxl_engines: Path) -
         verdict = run.judge(expected)
     assert len(run.log.bodies) == sum(verdict.states.values()) == 40
     assert all(target.met for target in targets_of(verdict)), verdict
+    assert verdict.repeated > 0, "no fault reached a job"
     assert verdict.states["completed"] > 20 and len(run.log.faults) == 4 and run.log.disconnects == 1
