@@ -117,7 +117,7 @@ class Chaos:
             thread = threading.Thread(target=self._submit_all, args=(first, end))
             thread.start()
             strikes = self._order.randrange(first, end)
-            while len(self.log.bodies) <= strikes:
+            while thread.is_alive() and len(self.log.bodies) <= strikes:
                 time.sleep(0.01)
             began = time.monotonic()
             faults.kinds[kind]()
@@ -164,7 +164,7 @@ class Chaos:
             self.log.bodies[job_id] = body
             if i % 10 == 9:
                 time.sleep(self._load.uniform(0.0, 0.5))
-                self._cancel(self._load.choice(list(self.log.bodies)))
+                self._cancel(self._load.choice(list(self.log.bodies)[first:]))
             if i % 25 == 24:
                 self._disconnect(body)
 
