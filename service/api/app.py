@@ -20,7 +20,6 @@ from service.api.forecast import Forecast
 from service.api.middleware import RequestMiddleware
 from service.api.reading import Reader
 from service.api.security import ApiKeys
-from service.api.views import ErrorEnvelope
 from service.errors import Unavailable
 from service.jobs.artifacts import ArtifactStore
 from service.jobs.bus import Bus
@@ -68,18 +67,14 @@ def create_app(
         line=Line(settings.max_queued),
         forecast=Forecast(settings.worker_status_path),
     )
-    # The two answers for all errors: the framework's own description of a 422 would be wrong here.
-    app = FastAPI(
-        title="Darkroom",
-        lifespan=lambda _: _accompanied(services, companions),
-        responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}, 422: {"model": ErrorEnvelope}},
-    )
+    app = FastAPI(title="Darkroom", lifespan=lambda _: _accompanied(services, companions))
     app.state.services = services
     add_error_handlers(app)
     app.add_middleware(RequestMiddleware, services.metrics, ApiKeys(settings.api_keys), settings.max_upload_bytes)
-    # Those that are asked most come first: an address is tried against one after the other.
-    for routes in (jobs, videos, images, models, health):
-        app.include_router(routes.router)
+    # Those that are asked most come first: an address is tried against one after the other. An included router would
+    # be a tree, which is walked twice.
+    for router in (jobs.direct, jobs.router, videos.router, images.router, models.router, health.router):
+        app.routes.extend(router.routes)
     return app
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 
 from anyio import to_thread
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.context import UsesServices
+from service.api.routing import make_router
 from service.api.views import Health
 from service.errors import Unavailable
 from service.status import read_status
 
-router = APIRouter(tags=["operations"])
+router = make_router("", "operations")
 
 
 @router.get("/health/live")

@@ -8,19 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from anyio import CancelScope, to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from service.api import sse
 from service.api.body import described, idempotency_key, read_body
 from service.api.context import Services, UsesServices, name_job, unless_disconnected
 from service.api.errors import CLIENT_CLOSED_REQUEST, error_body
 from service.api.events import Heard
+from service.api.routing import make_router
 from service.api.schema import IGNORED_FIELDS, EditsRequest, ImagesRequest
 from service.api.views import ImagesAnswer, Picture, PictureEvent, Usage
 from service.errors import DarkroomError, DeadlineMissed, GenerationFailed, InvalidRequest, StillRunning
 from service.jobs.job import Job, JobState, PictureRequest, Priority, Result
 
-router = APIRouter(prefix="/v1/images", tags=["images"])
+router = make_router("/v1/images", "images")
 
 REFUSED_BY_WORKERS = ("adapter_unusable", "request_unsupported")
 """Codes of jobs whose request was at fault, as only a worker, which has read the weights, can know."""

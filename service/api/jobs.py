@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import Header, Path, Query, Request, Response
 
 from service.api import sse
 from service.api.body import described, idempotency_key, read_body
@@ -17,20 +17,23 @@ from service.api.errors import error_body
 from service.api.events import Heard
 from service.api.files import answer_file
 from service.api.forecast import Outlook
+from service.api.routing import DirectRoute, make_router
 from service.api.schema import JobRequest
 from service.api.views import JobList, JobView, PreviewEvent, ProgressEvent, ends_of
 from service.errors import DarkroomError, InvalidRequest, UnknownJob
 from service.jobs.bus import Event
 from service.jobs.job import Job, JobState, Priority, Task
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = make_router("/v1/jobs", "jobs")
+direct = make_router("/v1/jobs", "jobs", DirectRoute)
+"""Submissions and looks, which are most of all requests."""
 
 MAX_PAGE = 100
 ENDED = "end"
 """The number of a stream's last event. A browser comes back with it, and has to be told that there is no more."""
 
 
-@router.post("", status_code=202, response_model=JobView, openapi_extra=described(JobRequest))
+@direct.post("", status_code=202, response_model=JobView, openapi_extra=described(JobRequest))
 async def submit_job(request: Request, services: UsesServices) -> Response:
     """Accept a job; its state and its results are at the address in ``Location``."""
     body, key = await read_body(request, JobRequest), idempotency_key(request)
@@ -60,9 +63,10 @@ async def list_jobs(
     return JobList(data=page, first_id=first, last_id=last, has_more=len(jobs) > limit)
 
 
-@router.get("/{job_id}", response_model=JobView)
-async def get_job(job_id: str, services: UsesServices) -> Response:
+@direct.get("/{job_id}", response_model=JobView)
+async def get_job(request: Request, job_id: str, services: UsesServices) -> Response:
     """A job's state, its progress while it runs, and its place in the queue before."""
+    del request  # which every direct route is given
     return _answer(*await services.look(job_id), services)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from models.spec.model import ModelSpec
 from service.api.context import Services, UsesServices
 from service.api.resolve import capabilities, find_model, has_fast_decoder, schedulers, size_names
+from service.api.routing import make_router
 from service.api.views import ModelList, ModelView
 from service.settings import installed_adapters
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = make_router("/v1/models", "models")
 
 
 @router.get("")

@@ -6,18 +6,19 @@ import time
 from typing import Annotated, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from service.api.body import described, idempotency_key, read_body
 from service.api.clips import Length
 from service.api.context import Services, UsesServices, name_job
 from service.api.files import answer_file
+from service.api.routing import make_router
 from service.api.schema import IGNORED_FIELDS, VideosRequest
 from service.api.views import Progress, Video, VideoDeleted, VideoError, VideoList, ends_of
 from service.errors import InvalidRequest, UnknownJob
 from service.jobs.job import ImageToVideo, Job, JobState, Priority, Task
 
-router = APIRouter(prefix="/v1/videos", tags=["videos"])
+router = make_router("/v1/videos", "videos")
 
 TASK: Task = "image-to-video"
 MAX_PAGE = 100

@@ -90,8 +90,11 @@ class RedisStore:
         *,
         priority: Priority = Priority.STANDARD,
         deadline_s: float | None = None,
+        wait: bool = True,
     ) -> Job:
         """Accept a job; see :meth:`JobStore.submit`."""
+        if not wait:
+            raise BlockingIOError("the server may be far away")
         text = request_json(request)
         check_deadline(deadline_s)
         said, content = self._run(
@@ -120,16 +123,9 @@ class RedisStore:
         if limit <= 0 or models is not None and not models:
             return []
         secret = secrets.token_urlsafe(24)
+        turns = (len(HEAD_START_S), *_HEAD_STARTS)
         ends, found = self._run(
-            scripts.CLAIM,
-            self._now(),
-            _us(lease_s),
-            worker,
-            limit,
-            secret,
-            len(HEAD_START_S),
-            *_HEAD_STARTS,
-            *(models or ()),
+            scripts.CLAIM, self._now(), _us(lease_s), worker, limit, secret, *turns, *(models or ())
         )
         jobs = [_job(flat) for flat in found]
         return [Lease(id=f"{job.id}.{secret}", job=job, expires_at=int(ends) / 1e6) for job in jobs]

@@ -16,7 +16,7 @@ from service.errors import QueueFull, UnknownJob
 from service.jobs import sqlite_rows as rows
 from service.jobs.job import Job, JobError, JobState, Lease, Priority, Request, Result, Task
 from service.jobs.sqlite_file import connect
-from service.jobs.sqlite_writer import Writer, public
+from service.jobs.sqlite_writer import Writer, WriterAtOnce, public
 from service.jobs.store import (
     MAX_ATTEMPTS,
     WORKER_LOST,
@@ -63,6 +63,7 @@ class SQLiteStore:
         self._clock = clock
         self._pid = os.getpid()
         self._writer = Writer(connect(Path(path), synchronous, busy_timeout_s))
+        self._at_once = WriterAtOnce(connect(Path(path), synchronous, busy_timeout_s))
         self._reader = connect(Path(path), synchronous, busy_timeout_s)
         self._reading = threading.Lock()
 
@@ -73,6 +74,7 @@ class SQLiteStore:
         *,
         priority: Priority = Priority.STANDARD,
         deadline_s: float | None = None,
+        wait: bool = True,
     ) -> Job:
         """Accept a job; see :meth:`JobStore.submit`."""
         text = request_json(request)
@@ -103,7 +105,7 @@ class SQLiteStore:
             rows.use(db, request.inputs)
             return job
 
-        return self._write(write)
+        return self._write(write, wait)
 
     def claim(self, worker: str, limit: int, lease_s: float, models: Collection[str] | None = None) -> list[Lease]:
         """Take queued jobs; see :meth:`JobStore.claim`."""
@@ -254,6 +256,7 @@ class SQLiteStore:
         """Release the file; closing twice is fine."""
         with self._reading:
             self._reader.close()
+        self._at_once.close()
         self._writer.close()
 
     @contextmanager
@@ -277,9 +280,9 @@ class SQLiteStore:
             finally:
                 db.execute("COMMIT")
 
-    def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def _write(self, operation: Callable[[sqlite3.Connection], T], wait: bool = True) -> T:
         self._check_process()
-        return self._writer.run(operation)
+        return self._writer.run(operation) if wait else self._at_once.run(operation)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:  # before a lock, which a thread that fork did not copy may hold

@@ -1,4 +1,4 @@
-"""Group commit: the writes of all threads of a process, in few transactions."""
+"""Group commit: the writes of all threads of a process, in few transactions; and writes that wait for nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from service.errors import Unavailable
 
 T = TypeVar("T")
 
+AT_ONCE = 50
+"""Writes in a row that do not wait. The next one does, and with it the log is written back into the file when it has
+become long, which takes two flushes of the disk."""
 MAX_GROUP = 256
 """Writes of one transaction: other processes wait for the whole of it."""
 
+_SYNCHRONOUS_FULL = 2
 _OUT_OF_REACH = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
@@ -118,3 +122,40 @@ class Writer:
             return self._db.in_transaction
         except sqlite3.ProgrammingError:  # closed
             return False
+
+
+class WriterAtOnce:
+    """Runs writes that wait neither for other writers nor for the disk, so that an event loop may.
+
+    A commit to the log is a copy into the system's memory, unless each has to be flushed.
+
+    Args:
+        db: in write-ahead mode, and used for nothing else.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA busy_timeout = 0")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        (synchronous,) = db.execute("PRAGMA synchronous").fetchone()
+        self._flushes = synchronous >= _SYNCHRONOUS_FULL
+        self._writer = Writer(db)
+        self._left = AT_ONCE
+
+    def run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of ``operation``, as by :meth:`Writer.run`.
+
+        Raises:
+            BlockingIOError: it would have to wait. Nothing of it is kept.
+        """
+        if self._flushes or self._left == 0:
+            self._left = AT_ONCE
+            raise BlockingIOError("this write would wait for the disk")
+        self._left -= 1
+        try:
+            return self._writer.run(operation)
+        except Unavailable as error:
+            raise BlockingIOError(error.message) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()

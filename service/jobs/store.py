@@ -61,9 +61,9 @@ class JobStore(Protocol):
     A job ends exactly once: the first of complete, fail, cancel, the last reap and its deadline wins, later calls
     change nothing. To watch a job is to read it with :meth:`get` and then to listen to the bus.
 
-    The methods block: a worker's loop has nothing to do before it knows its jobs, and the API calls them in threads,
-    as it must for a file anyway. Every method raises :class:`service.errors.Unavailable` when the store is out of reach
-    or its disk is full.
+    The methods block: a worker's loop has nothing to do before it knows its jobs, and the API calls those that may wait
+    in threads, as it must for a file anyway. Every method raises :class:`service.errors.Unavailable` when the store is
+    out of reach or its disk is full.
     """
 
     def submit(
@@ -73,6 +73,7 @@ class JobStore(Protocol):
         *,
         priority: Priority = Priority.STANDARD,
         deadline_s: float | None = None,
+        wait: bool = True,
     ) -> Job:
         """Accept a job. The same key with the same arguments returns the first job, even when the queue is full.
 
@@ -81,11 +82,13 @@ class JobStore(Protocol):
             idempotency_key: names this submission for as long as its job is kept.
             priority: its class.
             deadline_s: seconds from now within which a worker must have begun.
+            wait: whether this may take longer than the work itself: while others write, and for a disk or a network.
 
         Raises:
             IdempotencyConflict: the key was used with other arguments.
             QueueFull: as many jobs are queued as the store may hold.
             ValueError: ``deadline_s`` is not a positive number, or the request holds what JSON cannot.
+            BlockingIOError: it may not wait and would have to, as a store on a server always would. Nothing happened.
         """
 
     def claim(self, worker: str, limit: int, lease_s: float, models: Collection[str] | None = None) -> list[Lease]:

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from service.errors import Unavailable
+from service.jobs import sqlite_writer
 from service.jobs.job import JobState, TextToImage
 from service.jobs.sqlite import SQLiteStore
+from service.jobs.sqlite_writer import AT_ONCE
 from service.jobs.store import POSITION_EXACT, JobStore
 
 Picture = Callable[..., TextToImage]
@@ -62,6 +64,39 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, picture: Picture, spawn: Sp
     assert impatient.submit(picture()).state is JobState.QUEUED, "a refused call leaves the store usable"
     store.close()
     impatient.close()
+
+
+def test_a_submission_that_may_not_wait(tmp_path: Path, picture: Picture, spawn: Spawn) -> None:
+    store = SQLiteStore(tmp_path / "jobs.db")
+    assert store.get(store.submit(picture(), wait=False).id) is not None
+    child = spawn(HOLD_THE_LOCK.format(path=str(tmp_path / "jobs.db"), seconds=1.0))
+    assert child.stdout is not None and child.stdout.readline() == "locked\n"
+    started = time.monotonic()
+    with pytest.raises(BlockingIOError, match="locked"):
+        store.submit(picture(), wait=False)
+    assert time.monotonic() - started < 0.5 and store.stats().queued == 1
+    child.wait(10)
+    store.submit(picture(), wait=False)
+    store.close()
+    flushing = SQLiteStore(tmp_path / "jobs.db", synchronous="FULL")
+    with pytest.raises(BlockingIOError, match="disk"):
+        flushing.submit(picture(), wait=False)
+    assert flushing.stats().queued == 2
+    flushing.close()
+
+
+@pytest.mark.parametrize("in_a_row", [sqlite_writer.AT_ONCE, 10_000], ids=["as it is", "never waiting"])
+def test_the_log_stays_short(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch, in_a_row: int) -> None:
+    monkeypatch.setattr(sqlite_writer, "AT_ONCE", in_a_row)
+    store = SQLiteStore(tmp_path / "jobs.db")
+    for _ in range(1000):
+        try:
+            store.submit(picture(), wait=False)
+        except BlockingIOError:
+            store.submit(picture())
+    short = (tmp_path / "jobs.db-wal").stat().st_size < 6 * 2**20
+    assert short == (in_a_row == AT_ONCE), "written back every thousand pages of 2 KiB, or never"
+    store.close()
 
 
 def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import Unavailable
-from service.jobs.sqlite_writer import Writer
+from service.jobs.sqlite_writer import AT_ONCE, Writer, WriterAtOnce
 
 
 class Scene:
@@ -108,3 +109,40 @@ def test_an_interrupt_ends_the_transaction(scene: Scene) -> None:
 def test_a_value_comes_back_even_if_it_is_none(scene: Scene) -> None:
     assert scene.writer.run(lambda _: 5) == 5
     assert scene.writer.run(lambda _: None) is None
+
+
+def test_writes_at_once_wait_for_nobody(scene: Scene, tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "numbers.db", isolation_level=None)
+    db.execute("PRAGMA synchronous = NORMAL")
+    hurried = WriterAtOnce(db)
+    numbers = iter(range(1000))
+
+    def add(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO numbers VALUES (?)", (next(numbers),))
+
+    def wrong(_: sqlite3.Connection) -> None:
+        raise ValueError("no fault of the file")
+
+    scene.db.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with pytest.raises(BlockingIOError, match="locked"):
+        hurried.run(add)
+    assert time.monotonic() - began < 0.5
+    scene.db.execute("ROLLBACK")
+    with pytest.raises(ValueError, match="no fault"):
+        hurried.run(wrong)
+    for _ in range(AT_ONCE - 2):
+        hurried.run(add)
+    with pytest.raises(BlockingIOError, match="disk"):
+        hurried.run(add)
+    hurried.run(add)
+    assert len(scene.numbers) == AT_ONCE - 1
+    hurried.close()
+
+
+def test_a_write_that_is_flushed_is_never_at_once(scene: Scene) -> None:
+    scene.db.execute("PRAGMA synchronous = FULL")
+    with pytest.raises(BlockingIOError, match="disk"):
+        WriterAtOnce(scene.db).run(lambda _: 1)
+    scene.db.execute("PRAGMA synchronous = NORMAL")
+    assert WriterAtOnce(scene.db).run(lambda _: 1) == 1

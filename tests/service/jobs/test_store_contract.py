@@ -54,6 +54,19 @@ def test_ordinary_life(store: JobStore, picture: Picture, clock: Any) -> None:
     assert depth(store) == (0, 0, None)
 
 
+def test_a_submission_that_may_not_wait_is_accepted_or_nothing_happened(store: JobStore, picture: Picture) -> None:
+    try:
+        job = store.submit(picture(), "key", wait=False)
+    except BlockingIOError:
+        assert store.list(1) == []
+        job = store.submit(picture(), "key")
+    assert (
+        store.submit(picture(), "key")
+        == job
+        == claim_one(store).job.model_copy(update={"state": JobState.QUEUED, "started_at": None, "attempts": 0})
+    )
+
+
 def test_a_failure_is_recorded(store: JobStore, picture: Picture) -> None:
     job = store.submit(picture())
     assert store.fail(claim_one(store).id, ERROR)
