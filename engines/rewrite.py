@@ -6,6 +6,7 @@ No rule here changes a result by more than its order of rounding.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,27 @@ if TYPE_CHECKING:
     from onnxscript.rewriter.pattern import RewriteRule
 
 
+_OF_ONE_TYPE = ("Add", "Concat", "Conv", "Gelu", "Gemm", "MatMul", "Mul", "Reshape")
+"""Operators of the rules whose output has the type of their first input."""
+
+
 def rewrite_for_onnxruntime(model: ir.Model) -> None:
     """Put all rules of this file to a graph of fp32, in place."""
     from onnxscript.rewriter import rewrite
 
-    rewrite(model, [_split_weights(), *_channel_scale(), _known_choice()])
+    rewrite(model, [
+        _split_weights(),
+        *_gated_feed_forward(),
+        *_square_layer(),
+        _transposed_keys(),
+        *_doubled_convolution(),
+        *_channel_scale(),
+        _known_choice(),
+    ])  # fmt: skip
+    for node in model.graph:  # a rule leaves the values between its nodes without a type
+        first, made = (*node.inputs, None)[0], node.outputs[0]
+        if node.op_type in _OF_ONE_TYPE and made.type is None and first is not None:
+            made.type = first.type
 
 
 def _split_weights() -> RewriteRule:
@@ -44,6 +61,125 @@ def _split_weights() -> RewriteRule:
         )
 
     return _rule(pattern, halves, splits)
+
+
+def _gated_feed_forward() -> tuple[RewriteRule, ...]:
+    """``(gelu(x W1 + b1) * (x W2 + b2)) W3 + b3`` (GEGLU, Shazeer 2020) on the rows of one matrix: a product of two
+    matrices begins with its bias, one of stacks of them takes another pass for it."""
+
+    def pattern(op: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, w3: Any, b3: Any, approximate: Any) -> Any:
+        gate = op.Gelu(op.Add(op.MatMul(x, w1), b1), approximate=approximate)
+        return op.Add(op.MatMul(op.Mul(gate, op.Add(op.MatMul(x, w2), b2)), w3), b3)
+
+    def on_rows(op: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, w3: Any, b3: Any, approximate: Any) -> Any:
+        rows = op.Reshape(x, _constant(op, np.array([-1, _array(w1).shape[0]]), f"{w1.name}_rows"))
+        gate = op.Gelu(op.Gemm(rows, w1, b1), approximate=approximate)
+        return op.Reshape(op.Gemm(op.Mul(gate, op.Gemm(rows, w2, b2)), w3, b3), op.Shape(x))
+
+    def constant(w1: ir.Value, b1: ir.Value, w2: ir.Value, b2: ir.Value, w3: ir.Value, b3: ir.Value, **_: Any) -> bool:
+        if not all(_is_constant(value) for value in (w1, b1, w2, b2, w3, b3)) or _array(w1).ndim != 2:
+            return False
+        outer, inner = _array(w1).shape
+        found = [_array(value).shape for value in (w2, w3, b1, b2, b3)]
+        return found == [(outer, inner), (inner, outer), (inner,), (inner,), (outer,)]
+
+    return _commuted(pattern, on_rows, constant)
+
+
+def _square_layer() -> tuple[RewriteRule, ...]:
+    """``x W + b`` with a square W on the rows of one matrix, as above: an attention's last layer, and projections."""
+
+    def pattern(op: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return op.Add(op.MatMul(x, weight), bias)
+
+    def on_rows(op: Any, x: Any, weight: ir.Value, bias: ir.Value, **_: Any) -> Any:
+        rows = op.Reshape(x, _constant(op, np.array([-1, _array(weight).shape[0]]), f"{weight.name}_rows"))
+        return op.Reshape(op.Gemm(rows, weight, bias), op.Shape(x))
+
+    def square(x: ir.Value, weight: ir.Value, bias: ir.Value, **_: Any) -> bool:
+        if x.shape is None or len(x.shape) < 3 or not (_is_constant(weight) and _is_constant(bias)):
+            return False
+        return _array(bias).ndim == 1 and _array(weight).shape == 2 * _array(bias).shape
+
+    return _commuted(pattern, on_rows, square)
+
+
+def _transposed_keys() -> RewriteRule:
+    """The exporter's way to swap the last two of four axes: it makes three of the four, swaps, and makes four again,
+    with the shapes taken apart and put together each time."""
+
+    def pattern(op: Any, keys: Any, least: Any, third: Any, last: Any, most: Any) -> Any:
+        shape = op.Shape(keys, start=0)
+        rows, columns, outer = op.Slice(shape, third, last), op.Slice(shape, last, most), op.Slice(shape, least, third)
+        swapped = op.Transpose(_reshaped(op, keys, op.Concat(last, rows, columns, axis=0)), perm=[0, 2, 1])
+        return _reshaped(op, swapped, op.Concat(outer, columns, rows, axis=0))
+
+    def swap(op: Any, keys: ir.Value, **_: Any) -> Any:
+        return op.Transpose(keys, perm=[0, 1, 3, 2])
+
+    def of_the_last_two(keys: ir.Value, least: ir.Value, third: ir.Value, last: ir.Value, most: ir.Value) -> bool:
+        bounds = (least, third, last, most)
+        if keys.shape is None or len(keys.shape) != 4 or not all(map(_is_constant, bounds)):
+            return False
+        ends = [_array(bound).item() for bound in bounds]
+        return ends[2] == -1 and [range(4)[a:b] for a, b in pairwise(ends)] == [range(2), range(2, 3), range(3, 4)]
+
+    return _rule(pattern, swap, of_the_last_two)
+
+
+def _reshaped(op: Any, x: Any, shape: Any) -> Any:
+    return op.Reshape(x, shape, _allow_other_attributes=True)
+
+
+def _doubled_convolution() -> tuple[RewriteRule, ...]:
+    """A convolution over 3 x 3 behind a doubling of pixels, as four over 2 x 2 of the pixels before: where it would see
+    copies of one, that one has the sum of their weights. For each of them that is 16 products instead of 36."""
+
+    def pattern(op: Any, x: Any, scales: Any, weight: Any) -> Any:
+        return op.Conv(_doubled(op, x, scales), weight, _allow_other_attributes=True, _outputs=["y"])
+
+    def with_bias(op: Any, x: Any, scales: Any, weight: Any, bias: Any) -> Any:
+        return op.Conv(_doubled(op, x, scales), weight, bias, _allow_other_attributes=True, _outputs=["y"])
+
+    def of_quarters(op: Any, x: Any, weight: ir.Value, bias: ir.Value | None = None, **_: Any) -> Any:
+        parts = []
+        for row, column in np.ndindex(2, 2):
+            kernel = _pair_sums(_pair_sums(_array(weight), 2, row), 3, column)
+            given = [] if bias is None else [bias]
+            pads = [1 - row, 1 - column, row, column]
+            parts.append(op.Conv(x, _constant(op, kernel, f"{weight.name}_{row}{column}"), *given, pads=pads))
+        return op.DepthToSpace(op.Concat(*parts, axis=1), blocksize=2, mode="DCR")
+
+    def doubles(scales: ir.Value, weight: ir.Value, y: ir.Value, **_: Any) -> bool:
+        node = y.producer()
+        if node is None or not (_is_constant(scales) and _is_constant(weight)):
+            return False
+        known = node.attributes
+        steps = {*known.get_ints("strides", (1,)), *known.get_ints("dilations", (1,)), known.get_int("group", 1)}
+        plain = steps == {1} and tuple(known.get_ints("pads", ())) == (1, 1, 1, 1)
+        return plain and _array(scales).tolist() == [1, 1, 2, 2] and _array(weight).shape[2:] == (3, 3)
+
+    return _rule(pattern, of_quarters, doubles), _rule(with_bias, of_quarters, doubles)
+
+
+def _doubled(op: Any, x: Any, scales: Any) -> Any:
+    return op.Resize(
+        x,
+        None,
+        scales,
+        mode="nearest",
+        nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+        _allow_other_attributes=True,
+    )
+
+
+def _pair_sums(kernel: NDArray[Any], axis: int, half: int) -> NDArray[Any]:
+    """Of three weights along an axis the two of the pixels before doubling: the first alone and the others together for
+    the first of two pixels, the other way around for the second."""
+    first, middle, last = np.split(kernel, 3, axis)
+    pair = (first, middle + last) if half == 0 else (first + middle, last)
+    return np.concatenate(pair, axis)
 
 
 def _channel_scale() -> tuple[RewriteRule, ...]:
