@@ -98,14 +98,16 @@ class Services:
                 self.metrics.refused.labels("queue_full").inc()
                 raise QueueFull("the places that come free in the queue are promised to others", come_back_s)
 
-        submit = partial(self.store.submit, request, key, priority=priority, deadline_s=deadline_s)
-        try:
-            try:
-                accepted = submit(wait=False)
-            except BlockingIOError:
-                accepted = await to_thread.run_sync(submit)
+        def submit(wait: bool = True) -> Job:
+            accepted = self.store.submit(request, key, priority=priority, deadline_s=deadline_s, wait=wait)
             self.bus.publish(Event(type="submitted", job=accepted.id))
             return accepted
+
+        try:
+            try:
+                return submit(wait=False)
+            except BlockingIOError:
+                return await to_thread.run_sync(submit)
         except QueueFull as error:
             self.metrics.refused.labels("queue_full").inc()
             come_back_s = self.line.promise(_client(request, any_seed), self.settings.max_queued, seconds or 1.0)
