@@ -37,6 +37,7 @@ Body = dict[str, Any]
 
 LEASE_S = 3.0
 FAULT_S = 1.5 * LEASE_S
+AT_WORK_S = 5.0
 STUCK_S = 600.0  # a job that has not ended so long after the last fault never will
 EXPECTED = {"storage_failed"}
 """Reasons for which a job may fail here: a picture that cannot be stored is told to the client."""
@@ -119,6 +120,7 @@ class Chaos:
             strikes = self._order.randrange(first, end)
             while thread.is_alive() and len(self.log.bodies) <= strikes:
                 time.sleep(0.01)
+            self._until_at_work()
             began = time.monotonic()
             faults.kinds[kind]()
             self.log.faults[kind] = round(time.monotonic() - began, 1)
@@ -201,6 +203,16 @@ class Chaos:
         counted = self.server.metric("darkroom_store_jobs_ended_total", outcome="completed")
         with closing(open_store(self._store)) as store:
             return counted - sum(job.state is JobState.COMPLETED for job in store.list(1_000_000))
+
+    def _until_at_work(self) -> None:
+        """Until a job runs, which a fault can reach. All may be over already."""
+        end = time.monotonic() + AT_WORK_S
+        while time.monotonic() < end and not self._running():
+            time.sleep(0.01)
+
+    def _running(self) -> bool:
+        answer = self.server.http.get("/v1/jobs", params={"state": "running", "limit": 1}).raise_for_status()
+        return bool(answer.json()["data"])
 
     def _until_ended(self, jobs: Sequence[str]) -> None:
         end = time.monotonic() + STUCK_S

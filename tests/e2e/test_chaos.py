@@ -10,7 +10,7 @@ from benchmarks.faults import Faults
 from tests.support.server import ServerProcess
 
 BODIES = [
-    {"prompt": "a red cat", "num_inference_steps": 4 + 3 * i, "scheduler": solver, "seed": i}
+    {"prompt": "a red cat", "num_inference_steps": 10 + 10 * i, "scheduler": solver, "seed": i}
     for i, solver in enumerate(["euler", "euler-ancestral", "ddim", "dpm++2m"] * 2)
 ]
 
