@@ -101,7 +101,16 @@ def outputs_of(result: Output) -> tuple[Tensor, ...]:
 
 def graph_digest(path: Path) -> str:
     """SHA-256 of a graph or plan and of the weights that lie beside it, in hexadecimal."""
-    return sha256_of_files(sorted(path.parent.glob(f"{path.name}*")))
+    return sha256_of_files(_with_weights(path))
+
+
+def file_bytes(path: Path) -> int:
+    """Size of a graph or plan and of the weights that lie beside it."""
+    return sum(file.stat().st_size for file in _with_weights(path))
+
+
+def _with_weights(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}*"))
 
 
 def processor() -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from engines.buckets import Buckets
 from engines.cache import EngineCache
-from engines.call import Session
+from engines.call import Session, file_bytes
 from engines.networks import Network, networks_of, runs_as_engine
 from engines.precision import Precision
 from engines.prepare import build_served, find_graph, served_key
-from engines.session import OnnxSession, graph_numerics
+from engines.session import OnnxSession, graph_numerics, restored_bytes
 from engines.verdict import Sample
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class Maker(Protocol):
     def numerics(self, path: Path) -> str:
         """What the bytes of its output depend on."""
 
+    def weight_bytes(self, name: str, path: Path) -> int:
+        """Memory that its weights take once it is loaded."""
+
     def buckets(self, path: Path) -> Buckets | None:
         """The calls that it takes; None: all that the network takes."""
 
@@ -122,6 +125,10 @@ class OnnxMaker:
     def numerics(self, path: Path) -> str:
         """What the bytes of its output depend on."""
         return graph_numerics(path)
+
+    def weight_bytes(self, name: str, path: Path) -> int:
+        """Those of the file, or in 8 bits what they are restored to."""
+        return file_bytes(path) if self.networks()[name].eight is None else restored_bytes(path)
 
     def buckets(self, path: Path) -> Buckets | None:  # noqa: ARG002 (every graph is the same in this)
         """It takes all calls."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from engines.buckets import Buckets
 from engines.cache import EngineCache, EngineKey
-from engines.call import Session, processor
+from engines.call import Session, file_bytes, processor
 from engines.networks import Network, networks_of, runs_as_engine
 from engines.openvino_session import BLOB_FILE, OpenVinoSession, compile_graph, openvino_numerics, openvino_version
 from engines.precision import TOLERANCE, Precision
@@ -64,6 +64,10 @@ class OpenVinoMaker:
     def numerics(self, path: Path) -> str:
         """What the bytes of its output depend on."""
         return openvino_numerics(path)
+
+    def weight_bytes(self, name: str, path: Path) -> int:  # noqa: ARG002 (every one is loaded as it is)
+        """Those of the file."""
+        return file_bytes(path)
 
     def buckets(self, path: Path) -> Buckets | None:  # noqa: ARG002 (every one is the same in this)
         """It takes all calls."""

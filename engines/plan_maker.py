@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engines.buckets import Buckets, chosen
 from engines.cache import EngineCache, kernels_of
-from engines.call import Session
+from engines.call import Session, file_bytes
 from engines.networks import Network, bucket, networks_of
 from engines.plan import Flavour, PlanOptions, PlanReport, buckets_of
 from engines.plan_session import PlanSession, plan_numerics
@@ -87,6 +87,10 @@ class PlanMaker:
     def numerics(self, path: Path) -> str:
         """What the bytes of its output depend on."""
         return plan_numerics(path)
+
+    def weight_bytes(self, name: str, path: Path) -> int:  # noqa: ARG002 (every one is loaded as it is)
+        """Those of the file."""
+        return file_bytes(path)
 
     def buckets(self, path: Path) -> Buckets | None:
         """The shapes that it was built for."""

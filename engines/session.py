@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ class OnnxSession:
         self._session.run_with_iobinding(binding)
         if self._device.type == "cuda":
             binding.synchronize_outputs()
+
+
+def restored_bytes(path: Path) -> int:
+    """Memory of a graph's weights in a session, where those of 8 bits are fp32."""
+    import onnx
+
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    return sum(math.prod(weight.dims) for weight in weights) * np.dtype(np.float32).itemsize
 
 
 def graph_numerics(path: Path, device: str = "cpu") -> str:

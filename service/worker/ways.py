@@ -136,9 +136,8 @@ class _Way:
         return cast(Callable[[Tensor], Tensor], self.life.guarded(name, partial(_call, networks[role])))
 
     def _network(self, names: Sequence[str], load: Callable[[], T]) -> LazyNetwork[T]:
-        files = [file for name in names for file in self.paths[name].parent.glob(f"{self.paths[name].name}*")]
         bytes_of = " ".join(self.maker.numerics(self.paths[name]) for name in names)
-        size = sum(file.stat().st_size for file in files)
+        size = sum(self.maker.weight_bytes(name, self.paths[name]) for name in names)
         return LazyNetwork(network_id(names[0], bytes_of, self.maker.name), size, load)
 
     def _session(self, name: str) -> Session:

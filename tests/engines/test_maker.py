@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +32,24 @@ def test_graphs_are_found_opened_and_forgotten(sdxl_folder: Path, sdxl_engines: 
     path = maker.build("vae/decoder", ())
     assert maker.find("vae/decoder") == path and maker.buckets(path) is None
     assert maker.numerics(path) == maker.open(path).numerics == graph_numerics(path)
+    assert maker.weight_bytes("vae/decoder", path) == path.stat().st_size
     empty = OnnxMaker(sdxl_folder, EngineCache(tmp_path), threads=1)
     assert empty.find("vae/decoder") is None
     empty.discard("vae/decoder", path)
     assert path.exists(), "it is not of that cache"
+
+
+def test_memory_of_8_bits_is_that_of_what_they_are_restored_to(
+    sdxl_folder: Path, sdxl_engines: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sdxl_folder, tmp_path / "eight")
+    (folder / "darkroom.json").write_text(json.dumps({"eight_bits": {"vae": "int8"}}))
+    maker = OnnxMaker(folder, EngineCache(tmp_path / "engines"), threads=1)
+    network = maker.networks()["vae/decoder"]
+    sample = examples(network.signature, {"batch": 1, "height": 3, "width": 4})
+    eight, whole = maker.build(network.name, [sample]), OnnxMaker(sdxl_folder, EngineCache(sdxl_engines), threads=1)
+    fp32 = whole.weight_bytes(network.name, whole.build(network.name, ()))
+    assert eight.stat().st_size < 0.6 * fp32 < 0.9 * fp32 < maker.weight_bytes(network.name, eight) < 1.1 * fp32
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from engines.cache import EngineCache
-from engines.call import examples
+from engines.call import examples, file_bytes
 from engines.export import export
 from engines.networks import networks_of
 from engines.precision import widened
 from engines.prepare import build
 from engines.quantise import EIGHT_TOLERANCE, calibrate, quantise
-from engines.session import OnnxSession
+from engines.session import OnnxSession, restored_bytes
 from engines.signature import Signature
 from engines.verify import check_rows, largest_error
 from models.spec.model import Eight
@@ -49,6 +50,9 @@ def test_products_with_weights_are_in_8_bits_and_near_what_they_were(
     assert not any(node.input[1] in weights for node in inner), "only products of activations are left as they were"
     assert {tensor.data_type for tensor in weights.values() if tensor.name.endswith("_rounded")} == {KINDS[kind]}
     assert len(after.SerializeToString()) < 0.6 * len(before.SerializeToString())
+
+    fp32 = sum(math.prod(tensor.dims) for tensor in before.graph.initializer) * 4
+    assert fp32 <= restored_bytes(eight) < 1.1 * fp32 < 1.1 * file_bytes(path), "the scales come to it"
 
     session, inputs = OnnxSession(eight, threads=1), examples(signature, sizes, seed=9)
     reference = OnnxSession(path, threads=1)
